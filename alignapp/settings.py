@@ -1,0 +1,255 @@
+"""All settings, from environment variables only; docs/operations.md lists every one (a test compares).
+
+`ALIGNAPP_MODE=local` (the default) needs nothing: secrets are made once and kept in `VAR_DIR`.
+`ALIGNAPP_MODE=production` refuses to start until every secret and host is given.
+"""
+
+import secrets
+from pathlib import Path
+
+import environ
+from csp.constants import NONCE, NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import reverse_lazy
+
+env = environ.Env()
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# --- mode and places -------------------------------------------------------------------------------------------------
+MODE = env.str("ALIGNAPP_MODE", default="local")
+if MODE not in {"local", "production"}:
+    raise ImproperlyConfigured(f"ALIGNAPP_MODE is {MODE!r}; it must be 'local' or 'production'.")
+IS_PRODUCTION = MODE == "production"
+DEBUG = env.bool("DEBUG", default=False)
+VAR_DIR = Path(env.str("VAR_DIR", default=str(BASE_DIR / "var"))).resolve()
+ARTIFACTS_DIR = Path(env.str("ARTIFACTS_DIR", default=str(VAR_DIR / "artifacts"))).resolve()
+ADAPTERS_DIR = ARTIFACTS_DIR / "adapters"
+SNAPSHOTS_DIR = ARTIFACTS_DIR / "snapshots"
+RUNS_DIR = ARTIFACTS_DIR / "runs"
+
+
+def _secret(name: str) -> str:
+    """The variable; locally, a random value made once and kept in VAR_DIR (mode 0600); in production, required."""
+    value = env.str(name, default="")
+    if IS_PRODUCTION:
+        if len(value) < 32 or value.startswith("change-me"):
+            raise ImproperlyConfigured(f"Set {name} to at least 32 random characters: ALIGNAPP_MODE is production.")
+        return value
+    if value:
+        return value
+    path = VAR_DIR / name.lower()
+    if not path.exists():
+        VAR_DIR.mkdir(parents=True, exist_ok=True)
+        candidate = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        candidate.touch(mode=0o600)
+        candidate.write_text(secrets.token_urlsafe(48))
+        try:
+            path.hardlink_to(candidate)  # atomic: of two processes starting at once, the first one's secret stays
+        except FileExistsError:
+            pass
+        candidate.unlink()
+    return path.read_text().strip()
+
+
+SECRET_KEY = _secret("SECRET_KEY")
+
+# --- web -------------------------------------------------------------------------------------------------------------
+HOST = env.str("HOST", default="127.0.0.1")
+PORT = env.int("PORT", default=8000)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[] if IS_PRODUCTION else ["127.0.0.1", "localhost", "[::1]"])
+if IS_PRODUCTION and not ALLOWED_HOSTS:
+    raise ImproperlyConfigured("Set ALLOWED_HOSTS to the host names of this site: ALIGNAPP_MODE is production.")
+if HOST not in {"127.0.0.1", "localhost", "::1", "0.0.0.0"} and HOST not in ALLOWED_HOSTS:  # noqa: S104
+    ALLOWED_HOSTS.append(HOST)
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+SECURE_PROXY_SSL_HEADER = (
+    ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("BEHIND_TLS_PROXY", default=IS_PRODUCTION) else None
+)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("SECURE_COOKIES", default=IS_PRODUCTION)
+SESSION_COOKIE_AGE = 14 * 24 * 3600
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = env.int("MAX_UPLOAD_BYTES", default=32 * 1024 * 1024)
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "axes",
+    "csp",
+    "django_celery_beat",
+    "django_htmx",
+    "rest_framework",
+    "drf_spectacular",
+    "alignapp",
+    "serving",
+    "labeling",
+    "training",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+ROOT_URLCONF = "alignapp.urls"
+ASGI_APPLICATION = "alignapp.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STATIC_ROOT = VAR_DIR / "static"
+WHITENOISE_USE_FINDERS = not IS_PRODUCTION  # production images run collectstatic when they are built
+WHITENOISE_MAX_AGE = 3600 if IS_PRODUCTION else 0
+CONTENT_SECURITY_POLICY = {
+    # The admin's theme needs inline styles and eval; every other page is strict.
+    "EXCLUDE_URL_PREFIXES": ("/admin/",),
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+        "manifest-src": [SELF],
+    },
+}
+
+# --- people ----------------------------------------------------------------------------------------------------------
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = reverse_lazy("login")
+LOGIN_REDIRECT_URL = reverse_lazy("home")
+LOGOUT_REDIRECT_URL = reverse_lazy("login")
+AXES_FAILURE_LIMIT = 10
+AXES_COOLOFF_TIME = 0.25  # hours
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_VERBOSE = False
+ADMIN_USERNAME = env.str("ADMIN_USERNAME", default="admin")
+ADMIN_PASSWORD = env.str("ADMIN_PASSWORD", default="")
+
+# --- database --------------------------------------------------------------------------------------------------------
+DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{VAR_DIR / 'db.sqlite3'}")}
+IS_SQLITE = DATABASES["default"]["ENGINE"].endswith("sqlite3")
+if IS_SQLITE:
+    # Immediate transactions: a writer waits its turn at BEGIN instead of failing in the middle with "database is locked".
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-20000;",
+    }
+else:
+    # Under ASGI each request may run in its own thread: without a pool, each would open a connection.
+    DATABASES["default"]["OPTIONS"] = {"pool": {"min_size": 1, "max_size": env.int("DATABASE_POOL", default=16)}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- celery ----------------------------------------------------------------------------------------------------------
+REDIS_URL = env.str("REDIS_URL", default="")
+BROKER_DIR = VAR_DIR / "broker"
+CELERY_BROKER_URL = REDIS_URL or "alignapp.broker:Transport://"
+CELERY_BROKER_TRANSPORT_OPTIONS = (
+    {"visibility_timeout": 24 * 3600}
+    if REDIS_URL
+    else {
+        "data_folder_in": str(BROKER_DIR / "queue"),
+        "data_folder_out": str(BROKER_DIR / "queue"),
+        "processed_folder": str(BROKER_DIR / "processed"),
+        "control_folder": str(BROKER_DIR / "control"),
+        "polling_interval": 0.1,
+    }
+)
+CELERY_TASK_IGNORE_RESULT = True  # rows hold every result
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_ROUTES = {"training.tasks.supervise": {"queue": "train"}}
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TIMEZONE = TIME_ZONE = "UTC"
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULE = {
+    "sweep runs": {"task": "training.tasks.sweep", "schedule": 10.0},
+    "check training policies": {"task": "training.tasks.check_policies", "schedule": 15.0},
+    "generate candidates": {"task": "training.tasks.generate_candidates", "schedule": 30.0},
+    "reconcile deployments": {"task": "serving.tasks.reconcile", "schedule": 15.0},
+}
+
+# --- engine and model ------------------------------------------------------------------------------------------------
+MODEL = env.str("MODEL", default=str(VAR_DIR / "models" / "smollm2-135m-instruct"))
+ENGINE_PORT = env.int("ENGINE_PORT", default=8001)
+ENGINE_URLS = env.list("ENGINE_URLS", default=[])
+HAS_EMBEDDED_ENGINE = not ENGINE_URLS
+if HAS_EMBEDDED_ENGINE:
+    ENGINE_URLS = [f"http://127.0.0.1:{ENGINE_PORT}"]
+ENGINE_TOKEN = _secret("ENGINE_TOKEN")
+ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)  # 0: all cores
+BASE_MODEL_NAME = env.str("BASE_MODEL_NAME", default="base")  # the engine's name for the model without an adapter
+
+# --- training --------------------------------------------------------------------------------------------------------
+TRAIN_THREADS = env.int("TRAIN_THREADS", default=0)  # 0: all cores
+TRAIN_NICE = env.int("TRAIN_NICE", default=10)  # training yields to chat
+RUN_LEASE_SECONDS = env.int("RUN_LEASE_SECONDS", default=30)
+RUN_MAX_ATTEMPTS = env.int("RUN_MAX_ATTEMPTS", default=3)
+
+# --- API, language, logs ---------------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+SPECTACULAR_SETTINGS = {"TITLE": "Alignapp", "VERSION": "0.1.0", "SERVE_INCLUDE_SCHEMA": False}
+LANGUAGE_CODE = "en"
+LOCALE_PATHS = [BASE_DIR / "locale"]
+USE_TZ = True
+LOG_LEVEL = env.str("LOG_LEVEL", default="INFO")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "plain": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{", "datefmt": "%H:%M:%S"}
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+    "loggers": {"httpx": {"level": "WARNING"}, "axes": {"level": "WARNING"}},
+}
+UNFOLD = {"SITE_TITLE": "Alignapp", "SITE_HEADER": "Alignapp", "SITE_URL": "/", "SHOW_VIEW_ON_SITE": False}

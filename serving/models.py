@@ -1,0 +1,123 @@
+"""What is served: immutable adapter versions, the aliases that point at them, and the conversations held with them."""
+
+import uuid
+from pathlib import Path
+
+from django.conf import settings
+from django.db import models
+
+
+class Adapter(models.Model):
+    """One immutable version of the model: the base itself (`is_base`), or the base with one LoRA adapter.
+
+    Written only by `serving.adapters`. `name` holds number and hash (`adapter-42-1a2b3c`, `base-9f8e7d`), so a restored
+    database never meets another's file.
+    """
+
+    class Status(models.TextChoices):
+        REGISTERED = "registered"
+        READY = "ready"  # loaded once and passed the engine's self-test
+        REJECTED = "rejected"  # failed validation or self-test
+        RETIRED = "retired"
+
+    name = models.CharField(max_length=80, unique=True)
+    is_base = models.BooleanField(default=False)
+    status = models.CharField(max_length=12, choices=Status, default=Status.REGISTERED)
+    sha256 = models.CharField(max_length=64, help_text="of adapter_model.safetensors; for the base, of its source file")
+    base_sha256 = models.CharField(max_length=64, help_text="identity of the base model that it belongs to")
+    manifest = models.JSONField(default=dict, blank=True)
+    notes = models.TextField(blank=True)
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["sha256", "base_sha256"], name="adapter_unique_content"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def engine_name(self) -> str:
+        """The model name that the engine knows this version by."""
+        return settings.BASE_MODEL_NAME if self.is_base else self.name
+
+    @property
+    def folder(self) -> Path:
+        """The PEFT folder; meaningless for the base."""
+        return settings.ADAPTERS_DIR / self.name
+
+
+class Deployment(models.Model):
+    """An alias (`current`) and the version that it points at. Written only by `serving.adapters`."""
+
+    alias = models.SlugField(unique=True)
+    adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, related_name="deployments")
+    previous = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    generation = models.PositiveIntegerField(default=1)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"{self.alias} → {self.adapter} (generation {self.generation})"
+
+
+class DeploymentEvent(models.Model):
+    """The audit log of aliases: who moved what, when and why. Append-only."""
+
+    alias = models.SlugField()
+    generation = models.PositiveIntegerField()
+    adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, related_name="events")
+    previous = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, related_name="+")
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["alias", "generation"], name="one_event_per_generation")]
+
+
+class Conversation(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations")
+    title = models.CharField(max_length=120, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["-updated_at"]
+
+
+class Message(models.Model):
+    """One turn. Answers hang under their question by `parent`; several answers to one question are siblings."""
+
+    class Role(models.TextChoices):
+        USER = "user"
+        ASSISTANT = "assistant"
+
+    class Status(models.TextChoices):
+        STREAMING = "streaming"
+        COMPLETE = "complete"
+        STOPPED = "stopped"  # by the reader, or their connection
+        FAILED = "failed"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
+    parent = models.ForeignKey("self", on_delete=models.CASCADE, null=True, blank=True, related_name="children")
+    role = models.CharField(max_length=10, choices=Role)
+    content = models.TextField(blank=True)
+    status = models.CharField(max_length=10, choices=Status, default=Status.COMPLETE)
+    adapter = models.ForeignKey(
+        Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="messages", help_text="who answered"
+    )
+    sampling = models.JSONField(default=dict, blank=True, help_text="seed, temperature, … as sent to the engine")
+    usage = models.JSONField(default=dict, blank=True)
+    rating = models.SmallIntegerField(default=0, choices=[(-1, "down"), (0, "none"), (1, "up")])
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["created_at"]
+        indexes = [models.Index(fields=["conversation", "created_at"])]

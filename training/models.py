@@ -1,0 +1,141 @@
+"""Snapshots of judgments, the runs that learn from them, and what was measured."""
+
+from pathlib import Path
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+from labeling.models import Campaign, Judgment
+from serving.models import Adapter
+
+
+class Snapshot(models.Model):
+    """Judgments frozen into files below SNAPSHOTS_DIR/<sha256>/. Never changed."""
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.PROTECT, related_name="snapshots")
+    sha256 = models.CharField(max_length=64)
+    judgments = models.ManyToManyField(Judgment, related_name="snapshots")
+    counts = models.JSONField(default=dict, help_text="judgments, pairs, train, heldout, prompts, left out and why")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["campaign", "sha256"], name="snapshot_once")]
+
+    @property
+    def folder(self) -> Path:
+        return settings.SNAPSHOTS_DIR / self.sha256
+
+
+class Run(models.Model):
+    """One training run. The row is the truth; only `training.runs` writes `status`."""
+
+    class Status(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    class Trigger(models.TextChoices):
+        MANUAL = "manual"
+        POLICY = "policy"
+        RETRY = "retry"
+
+    ACTIVE = (Status.QUEUED, Status.RUNNING)
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.PROTECT, related_name="runs")
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, null=True, blank=True, related_name="runs")
+    method = models.CharField(max_length=40)
+    params = models.JSONField(default=dict, help_text="checked against training.catalog")
+    status = models.CharField(max_length=10, choices=Status, default=Status.QUEUED)
+    trigger = models.CharField(max_length=8, choices=Trigger, default=Trigger.MANUAL)
+    phase = models.CharField(max_length=40, blank=True, help_text="what it is doing now, in words")
+    step = models.PositiveIntegerField(default=0)
+    n_steps = models.PositiveIntegerField(default=0)
+    seconds_left = models.FloatField(null=True, blank=True)
+    attempt = models.PositiveSmallIntegerField(default=0)
+    fencing_token = models.PositiveIntegerField(default=0)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    worker = models.CharField(max_length=120, blank=True)
+    trainer_pid = models.PositiveIntegerField(null=True, blank=True)
+    is_cancel_requested = models.BooleanField(default=False)
+    incumbent = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    adapter = models.OneToOneField(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="run")
+    retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="retries")
+    requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    error = models.TextField(blank=True)
+    timings = models.JSONField(default=dict, blank=True, help_text="seconds per stage")
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["campaign"], condition=Q(status__in=["queued", "running"]), name="one_active_run_per_campaign"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"run {self.pk}"
+
+    @property
+    def folder(self) -> Path:
+        return settings.RUNS_DIR / str(self.pk)
+
+
+class Metric(models.Model):
+    """One line of a trainer's metrics.jsonl."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="metrics")
+    step = models.PositiveIntegerField()
+    values = models.JSONField()
+
+    class Meta:
+        ordering = ["step"]
+        constraints = [models.UniqueConstraint(fields=["run", "step"], name="one_metric_per_step")]
+
+
+class Evaluation(models.Model):
+    """The gate's evidence on one adapter, kept for ever."""
+
+    run = models.OneToOneField(Run, on_delete=models.CASCADE, related_name="evaluation")
+    adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="evaluations")
+    incumbent = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, related_name="+")
+    is_passed = models.BooleanField()
+    verdict = models.TextField(help_text="in words")
+    evidence = models.JSONField(default=dict)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+
+class Policy(models.Model):
+    """When a campaign trains and publishes by itself."""
+
+    campaign = models.OneToOneField(Campaign, on_delete=models.CASCADE, related_name="policy")
+    is_enabled = models.BooleanField(default=False)
+    every_n = models.PositiveIntegerField(
+        default=50, help_text="train when this many new judgments wait; 0 = never by count"
+    )
+    crontab = models.ForeignKey(
+        CrontabSchedule,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        help_text="and at these times, if any judgment is new",
+    )
+    periodic_task = models.OneToOneField(
+        PeriodicTask, on_delete=models.SET_NULL, null=True, blank=True, editable=False, related_name="+"
+    )
+    method = models.CharField(max_length=40, default="dpo")
+    params = models.JSONField(default=dict, blank=True)
+    publishes = models.BooleanField(default=False, help_text="publish by itself when the gate passes")
+    min_heldout_pairs = models.PositiveIntegerField(default=20, help_text="the gate needs at least this many")
+
+    class Meta:
+        verbose_name_plural = "policies"
