@@ -4,6 +4,7 @@
 `ALIGNAPP_MODE=production` refuses to start until every secret and host is given.
 """
 
+import contextlib
 import secrets
 from pathlib import Path
 
@@ -43,10 +44,8 @@ def _secret(name: str) -> str:
         candidate = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         candidate.touch(mode=0o600)
         candidate.write_text(secrets.token_urlsafe(48))
-        try:
+        with contextlib.suppress(FileExistsError):
             path.hardlink_to(candidate)  # atomic: of two processes starting at once, the first one's secret stays
-        except FileExistsError:
-            pass
         candidate.unlink()
     return path.read_text().strip()
 
@@ -183,17 +182,9 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # --- celery ----------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", default="")
 BROKER_DIR = VAR_DIR / "broker"
-CELERY_BROKER_URL = REDIS_URL or "alignapp.broker:Transport://"
+CELERY_BROKER_URL = REDIS_URL or "files://"
 CELERY_BROKER_TRANSPORT_OPTIONS = (
-    {"visibility_timeout": 24 * 3600}
-    if REDIS_URL
-    else {
-        "data_folder_in": str(BROKER_DIR / "queue"),
-        "data_folder_out": str(BROKER_DIR / "queue"),
-        "processed_folder": str(BROKER_DIR / "processed"),
-        "control_folder": str(BROKER_DIR / "control"),
-        "polling_interval": 0.1,
-    }
+    {"visibility_timeout": 24 * 3600} if REDIS_URL else {"folder": str(BROKER_DIR), "polling_interval": 0.1}
 )
 CELERY_TASK_IGNORE_RESULT = True  # rows hold every result
 CELERY_TASK_SERIALIZER = "json"

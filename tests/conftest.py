@@ -1,0 +1,64 @@
+"""Fixtures that every part shares, and the marks that follow from where a test lies and what it asks for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ML_FOLDERS = ("tests/serving/engine/", "tests/training/ml/")
+DATABASE_FIXTURES = {"db", "transactional_db", "live_server", "admin_user", "admin_client"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the marks `backends`, `ml` and `slow`, leave browser tests out on request, and run torch's tests last."""
+    for item in items:
+        _add_marks(item)
+    if os.environ.get("SKIP_BROWSER"):
+        if os.environ.get("CI"):
+            raise pytest.UsageError("SKIP_BROWSER is set, but CI runs every test.")
+        left_out = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if not item.get_closest_marker("browser")]
+        config.hook.pytest_deselected(items=left_out)
+    items.sort(key=lambda item: item.get_closest_marker("ml") is not None)
+
+
+def _add_marks(item: pytest.Item) -> None:
+    folder = item.path.relative_to(REPOSITORY).as_posix()
+    if item.get_closest_marker("django_db") or DATABASE_FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker("backends")
+    if folder.startswith(ML_FOLDERS) or {"model_dir", "tiny_model_dir"} & set(getattr(item, "fixturenames", ())):
+        item.add_marker("ml")
+    if item.get_closest_marker("ml") or item.get_closest_marker("browser"):
+        item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The real model, SmolLM2-135M-Instruct, as `make model` converts it (or the folder that MODEL names)."""
+    folder = Path(settings.MODEL)
+    if not (folder / "alignapp-model.json").exists():
+        pytest.fail(f"There is no converted model in {folder}: run `make model` first.", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama of random weights (seed 0) with the real model's tokenizer and chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    # In a process of its own: a test process that asks for the folder only does not load torch.
+    subprocess.run([sys.executable, "-m", "tests.models", model_dir, folder], cwd=REPOSITORY, check=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_messages_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test starts with an empty file-system broker: messages of one test never reach a worker of another."""
+    yield
+    for file in settings.BROKER_DIR.glob("*/*.msg"):
+        file.unlink(missing_ok=True)
