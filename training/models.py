@@ -61,9 +61,16 @@ class Run(models.Model):
     lease_until = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=120, blank=True)
     trainer_pid = models.PositiveIntegerField(null=True, blank=True)
+    trainer_started = models.FloatField(
+        null=True, blank=True, help_text="the process's start in unix seconds: a reused pid is never killed"
+    )
+    n_lost = models.PositiveSmallIntegerField(
+        default=0, help_text="attempts that ended without a word; RUN_MAX_ATTEMPTS of them fail the run"
+    )
     is_cancel_requested = models.BooleanField(default=False)
     incumbent = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
-    adapter = models.OneToOneField(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="run")
+    # Not one-to-one: the same judgments, parameters and seed give the same bytes, hence the same version, twice.
+    adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="runs")
     retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="retries")
     requested_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
