@@ -28,6 +28,10 @@ class Adapter(models.Model):
     manifest = models.JSONField(default=dict, blank=True)
     notes = models.TextField(blank=True)
     error = models.TextField(blank=True)
+    self_test = models.JSONField(default=dict, blank=True, help_text="slope, correlation, … as measured on the engine")
+    wanted_until = models.DateTimeField(
+        null=True, blank=True, help_text="kept loaded until then, though no alias points at it"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -98,6 +102,7 @@ class Message(models.Model):
         ASSISTANT = "assistant"
 
     class Status(models.TextChoices):
+        PENDING = "pending"  # admitted: its version is pinned, nobody reads its stream yet
         STREAMING = "streaming"
         COMPLETE = "complete"
         STOPPED = "stopped"  # by the reader, or their connection
@@ -114,6 +119,11 @@ class Message(models.Model):
     )
     sampling = models.JSONField(default=dict, blank=True, help_text="seed, temperature, … as sent to the engine")
     usage = models.JSONField(default=dict, blank=True)
+    comparison = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="of a question answered twice: message ids by side, and the choice; blind until there is one",
+    )
     rating = models.SmallIntegerField(default=0, choices=[(-1, "down"), (0, "none"), (1, "up")])
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
