@@ -198,7 +198,7 @@ def _failures() -> Iterator[None]:
     """Transport errors as EngineDown, malformed answers as EngineError."""
     try:
         yield
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise EngineDown(type(error).__name__) from error
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise EngineError(500, _("The model server's answer does not follow the protocol.")) from error

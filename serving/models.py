@@ -108,6 +108,8 @@ class Message(models.Model):
         STOPPED = "stopped"  # by the reader, or their connection
         FAILED = "failed"
 
+    UNFINISHED = (Status.PENDING, Status.STREAMING)
+
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
     parent = models.ForeignKey("self", on_delete=models.CASCADE, null=True, blank=True, related_name="children")
