@@ -1,0 +1,165 @@
+"""The folder of one attempt at a run, `RUNS_DIR/<run>/attempt-<n>`: what the supervisor writes and the trainer answers.
+
+The trainer is another process that knows no database; these files are all that passes between the two. What it wrote
+may be cut off by a crash, so every reader here takes a missing or broken file for "not there yet".
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from training.models import Run
+
+LOG_TAIL_BYTES = 16 * 1024
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json: what the trainer is doing."""
+
+    phase: str = ""
+    step: int = 0
+    n_steps: int = 0
+    seconds_left: float | None = None
+
+
+def folder(run_id: int, attempt: int) -> Path:
+    return settings.RUNS_DIR / str(run_id) / f"attempt-{attempt}"
+
+
+def prepare(run: Run, attempt: int, token: int, until: datetime) -> Path:
+    """Makes the folder with config.json and lease.json; the run must have its snapshot."""
+    path = folder(run.pk, attempt)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", _config(run, attempt, token))
+    write_lease(path, token, until)
+    return path
+
+
+def write_lease(path: Path, token: int, until: datetime) -> None:
+    """The trainer's permission to go on: it ends by itself when this grows stale or holds another token."""
+    write_json(path / "lease.json", {"token": token, "until": until.timestamp()})
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replaces a file as a whole: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_status(path: Path) -> Status:
+    raw = read_json(path / "status.json") or {}
+    left = raw.get("seconds_left")
+    return Status(
+        phase=str(raw.get("phase") or "")[:40],
+        step=_count(raw.get("step")),
+        n_steps=_count(raw.get("n_steps")),
+        seconds_left=float(left) if isinstance(left, int | float) and math.isfinite(left) else None,
+    )
+
+
+def read_metrics(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines of metrics.jsonl from a byte offset on, and the offset to go on from."""
+    try:
+        with (path / "metrics.jsonl").open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return [row for line in whole.splitlines() if (row := _metric(line))], offset + len(whole)
+
+
+def read_error(path: Path) -> str | None:
+    """The trainer's own sentence about why it failed."""
+    error = read_json(path / "error.json")
+    return str(error["message"]) if error and error.get("message") else None
+
+
+def read_log_tail(path: Path) -> str:
+    try:
+        with (path / "log.txt").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def newest_checkpoint(run: Run) -> Path | None:
+    """The checkpoint with the most steps of any attempt at this run, or at the run that it retries.
+
+    A checkpoint's folder gets its name by rename once it is complete, so a name that fits is one to resume from.
+    """
+    found = [
+        (int(match[1]), path.stat().st_mtime, path)
+        for run_id in _lineage(run)
+        for path in (settings.RUNS_DIR / str(run_id)).glob("attempt-*/checkpoint-*")
+        if (match := CHECKPOINT.fullmatch(path.name))
+    ]
+    return max(found)[2] if found else None
+
+
+def finished(run: Run) -> Path | None:
+    """An earlier attempt whose trainer was done, though its supervisor did not live to say so."""
+    done = [path.parent for path in run.folder.glob("attempt-*/result.json") if (path.parent / "adapter").is_dir()]
+    return max(done, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _lineage(run: Run) -> list[int]:
+    """The run, and the one it retries if that one's judgments are the same and it did not fail by its own doing."""
+    before = run.retry_of
+    if before is None or before.snapshot_id != run.snapshot_id or before.params != run.params:
+        return [run.pk]
+    return [run.pk] if any(before.folder.glob("attempt-*/error.json")) else [run.pk, before.pk]
+
+
+def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:
+    if run.snapshot is None:
+        raise ValueError(f"{run} has no snapshot yet: freeze one before an attempt is prepared")
+    incumbent = run.incumbent if run.incumbent and not run.incumbent.is_base else None
+    checkpoint = newest_checkpoint(run)
+    return {
+        "run": run.pk,
+        "attempt": attempt,
+        "token": token,
+        "method": run.method,
+        "params": run.params,
+        "model": str(settings.MODEL),
+        "snapshot": str(run.snapshot.folder),
+        "snapshot_sha256": run.snapshot.sha256,
+        "cache": str(settings.ARTIFACTS_DIR / "cache" / "reference"),
+        "incumbent": str(incumbent.folder) if incumbent else None,
+        "incumbent_name": incumbent.name if incumbent else None,
+        "resume": str(checkpoint) if checkpoint else None,
+        "threads": settings.TRAIN_THREADS,
+        "nice": settings.TRAIN_NICE,
+    }
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _metric(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line, parse_constant=lambda _name: None)  # NaN is no JSON: the database would refuse it
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

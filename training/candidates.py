@@ -1,0 +1,170 @@
+"""Sample responses to prompts from the engine, and hand them to labeling.
+
+Chat comes first, so one prompt at a time is in the engine's hands: its k requests are sent together, which lets the
+engine compute the prompt once. Each prompt is stored as soon as it is done, so the first pair is on screen early.
+"""
+
+import fcntl
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils import timezone
+
+from labeling.errors import Invalid
+from labeling.models import Prompt
+from labeling.pairs import make_comparisons
+from labeling.responses import add_response
+from serving import adapters
+from serving.client import ChatResult, Engine, EngineDown, EngineError
+from serving.models import Adapter
+
+log = logging.getLogger(__name__)
+
+TEMPERATURES = [0.3, 0.7, 0.9, 1.1]
+TOP_P = 0.95
+CLAIM_LASTS = timedelta(minutes=5)
+MAX_ATTEMPTS = 3
+SECONDS_PER_CALL = 25.0
+MIN_RESPONSES = 2  # fewer distinct ones make no pair
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One response to ask for."""
+
+    temperature: float
+    seed: int
+
+
+def generate(seconds: float = SECONDS_PER_CALL) -> bool:
+    """Serves wanting prompts one by one for about `seconds`; True when prompts are left and the engine answers.
+
+    Only one call at a time does so on a host; another returns at once.
+    """
+    with _only_one() as is_mine:
+        if not is_mine:
+            return False
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            prompt = claim(timezone.now())
+            if prompt is None:
+                return False
+            try:
+                _serve(prompt)
+            except EngineDown as error:
+                log.info("prompt %d waits: the engine is down (%s)", prompt.pk, error)
+                _give_back(prompt)
+                return False
+        return wanted(timezone.now()).exists()
+
+
+def wanted(now: datetime) -> QuerySet[Prompt]:
+    """Prompts that want candidates: asked for, or claimed so long ago that the claim is void."""
+    is_free = Q(candidates_state="wanted") | Q(candidates_state="claimed", candidates_claimed_at__lt=now - CLAIM_LASTS)
+    return Prompt.objects.filter(is_free, campaign__status="active", campaign__n_candidates__gt=0)
+
+
+def claim(now: datetime) -> Prompt | None:
+    """Takes the next prompt, the oldest first, and counts the attempt; None when none wants candidates."""
+    for prompt in wanted(now).select_related("campaign").order_by("id")[:5]:
+        same = Prompt.objects.filter(
+            pk=prompt.pk,
+            candidates_state=prompt.candidates_state,
+            candidates_claimed_at=prompt.candidates_claimed_at,
+        )
+        if prompt.candidates_attempts >= MAX_ATTEMPTS:  # claimed again and again, and never a word after
+            same.update(candidates_state="failed")
+        elif same.update(
+            candidates_state="claimed", candidates_claimed_at=now, candidates_attempts=F("candidates_attempts") + 1
+        ):
+            prompt.candidates_attempts += 1
+            return prompt
+    return None
+
+
+def plan(prompt: Prompt) -> list[Draft]:
+    """The k responses to ask for: k different seeds, the campaign's temperatures in turn."""
+    campaign = prompt.campaign
+    temperatures = campaign.temperatures or TEMPERATURES
+    return [Draft(float(temperatures[i % len(temperatures)]), _seed(prompt, i)) for i in range(campaign.n_candidates)]
+
+
+def _seed(prompt: Prompt, index: int) -> int:
+    """Fixed by prompt, attempt and index: reproducible, and a retry says something else."""
+    text = f"{prompt.sha256}:{prompt.candidates_attempts}:{index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1  # 31 bits: vLLM takes a C int
+
+
+def _serve(prompt: Prompt) -> None:
+    """Samples and stores the candidates of a claimed prompt. Raises EngineDown."""
+    adapter = adapters.current()  # pinned: all candidates of a prompt come from one version
+    drafts = plan(prompt)
+    try:
+        engines = adapters.ensure_loaded(adapter)
+        results = _sample(engines[prompt.pk % len(engines)], adapter, prompt, drafts)
+        is_stored = _store(prompt, adapter, list(zip(drafts, results, strict=True)))
+    except (EngineError, Invalid) as error:
+        log.warning("prompt %d, attempt %d: %s", prompt.pk, prompt.candidates_attempts, error)
+        is_stored = False
+    if not is_stored:
+        _retry_or_fail(prompt)
+
+
+def _sample(engine: Engine, adapter: Adapter, prompt: Prompt, drafts: list[Draft]) -> list[ChatResult]:
+    """One answer per draft, asked for at once."""
+
+    def ask(draft: Draft) -> ChatResult:
+        sampling: dict[str, Any] = {"temperature": draft.temperature, "top_p": TOP_P, "seed": draft.seed}
+        return engine.chat(adapter.engine_name, prompt.messages, max_tokens=prompt.campaign.max_tokens, **sampling)[0]
+
+    with ThreadPoolExecutor(len(drafts)) as pool:
+        return list(pool.map(ask, drafts))
+
+
+@transaction.atomic
+def _store(prompt: Prompt, adapter: Adapter, answers: list[tuple[Draft, ChatResult]]) -> bool:
+    """Stores the distinct answers, makes comparisons of them and ends the claim; False: too few, none is stored."""
+    texts = {result.text.strip() for _draft, result in answers} - {""}
+    if len(texts) < MIN_RESPONSES and not prompt.responses.exists():
+        return False
+    for draft, result in answers:
+        sampling: dict[str, Any] = {"temperature": draft.temperature, "top_p": TOP_P, "seed": draft.seed}
+        add_response(prompt, result.text, adapter, sampling=sampling, finish_reason=result.finish_reason)
+    make_comparisons(prompt)
+    Prompt.objects.filter(pk=prompt.pk).update(candidates_state="done")
+    return True
+
+
+def _retry_or_fail(prompt: Prompt) -> None:
+    state = "wanted" if prompt.candidates_attempts < MAX_ATTEMPTS else "failed"
+    Prompt.objects.filter(pk=prompt.pk).update(candidates_state=state)
+
+
+def _give_back(prompt: Prompt) -> None:
+    """The engine is down, which is not the prompt's fault: the attempt does not count."""
+    Prompt.objects.filter(pk=prompt.pk, candidates_state="claimed").update(
+        candidates_state="wanted", candidates_attempts=F("candidates_attempts") - 1
+    )
+
+
+@contextmanager
+def _only_one() -> Iterator[bool]:
+    """Whether this call may generate. A lock on a file, which the system releases when its holder dies."""
+    settings.VAR_DIR.mkdir(parents=True, exist_ok=True)
+    with (settings.VAR_DIR / "candidates.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,84 @@
+"""Start, stop and recognise trainer processes. A process is known by pid and start time: a pid alone is reused."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from django.conf import settings
+
+log = logging.getLogger(__name__)
+
+SECRETS = ("SECRET_KEY", "ENGINE_TOKEN", "ADMIN_PASSWORD", "DATABASE_URL", "REDIS_URL")
+STOP_SECONDS = 10.0
+SAME_START_SECONDS = 2.0  # the kernel's idea of its own boot time moves a little when the clock is set
+
+
+def worker_name() -> str:
+    """Who supervises: host and process, so that another process on the host can tell whether it lives."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_on_this_host(worker: str) -> bool:
+    return worker.rpartition(":")[0] == socket.gethostname()
+
+
+def start_trainer(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts the trainer on an attempt's folder, in a process group of its own, logging to log.txt."""
+    with (folder / "log.txt").open("ab") as log_file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "training.ml.train", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            cwd=settings.BASE_DIR,
+            env=_environment(),
+            start_new_session=True,
+        )
+
+
+def started_at(pid: int) -> float | None:
+    """The process's start in unix seconds; None when it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """Asks the trainer to write a checkpoint and end."""
+    _signal_group(process.pid, signal.SIGTERM)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends the trainer and all of its children at once, and reaps it."""
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_orphan(pid: int, started: float) -> bool:
+    """Ends a trainer whose supervisor is gone; never another process that has got the same pid. True if it lived."""
+    found = started_at(pid)
+    if found is None or abs(found - started) > SAME_START_SECONDS:
+        return False
+    log.warning("ending trainer %d, whose supervisor is gone", pid)
+    _signal_group(pid, signal.SIGKILL)
+    return True
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _environment() -> dict[str, str]:
+    """What the trainer gets: everything but the secrets, which it has no use for."""
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    if settings.TRAIN_THREADS:
+        environment["OMP_NUM_THREADS"] = str(settings.TRAIN_THREADS)
+    return environment

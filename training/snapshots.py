@@ -1,0 +1,269 @@
+"""Freeze judgments into immutable files that are named by their content.
+
+A snapshot is a folder `SNAPSHOTS_DIR/<sha256>` of `train.jsonl`, `heldout.jsonl` and `card.json`; its sha256 is that of
+the two files' hexadecimal sha256s in this order. Equal judgments give equal bytes and therefore the same snapshot.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from labeling import judgments
+from labeling.models import Campaign, Comparison, Judgment, Response
+from serving.models import Adapter
+from training.models import Run, Snapshot
+
+SPLIT_SALT = "alignapp held-out split 1"
+HELDOUT_SHARE = 0.2
+MIN_TRAIN_PAIRS = 4
+CARD_FORMAT = 1
+FREEZE_TRIES = 5
+
+
+class NothingToTrain(ValueError):
+    """Too few usable pairs; the message says how many there are and how many are wanted."""
+
+
+class _Changed(Exception):
+    """A judgment was undone between reading and freezing it."""
+
+
+@dataclass
+class Pair:
+    """Two responses to one prompt and every vote on them, `first` being the one with the smaller id."""
+
+    first: int
+    second: int
+    prompt_sha256: str
+    messages: list[dict[str, str]]
+    votes: list[float] = field(default_factory=list)  # 1 = first is better, 0 = second is better, 0.5 = tie
+    strengths: list[int] = field(default_factory=list)  # signed: positive where first is better
+    judgments: list[int] = field(default_factory=list)
+
+
+def freeze(campaign: Campaign, incumbent: Adapter | None = None) -> Snapshot:
+    """All judgments in force of one campaign, as a snapshot; an identical one is found instead of made again.
+
+    `incumbent` decides `is_new`: a pair is new when one of its judgments is not in the snapshot that the incumbent was
+    trained on; without an incumbent, or with the base, every pair is new. Raises NothingToTrain.
+    """
+    for _attempt in range(FREEZE_TRIES):
+        try:
+            return _freeze_once(campaign, incumbent)
+        except _Changed:
+            continue
+    raise NothingToTrain(_("Judgments were undone again and again while they were being frozen; try again."))
+
+
+def waiting(campaign: Campaign, *, since: datetime | None = None) -> int:
+    """How many judgments in force, skips left out, the newest successful run has not seen; made after `since`."""
+    learned = (
+        Run.objects.filter(campaign=campaign, status=Run.Status.SUCCEEDED, snapshot__isnull=False)
+        .order_by("-id")
+        .values_list("snapshot_id", flat=True)
+        .first()
+    )
+    rows = _in_force(campaign).exclude(verdict=Judgment.Verdict.SKIP)
+    if since is not None:
+        rows = rows.filter(created_at__gt=since)
+    return rows.exclude(snapshots=learned).count() if learned else rows.count()
+
+
+def is_heldout(prompt_sha256: str) -> bool:
+    """Whether a prompt's pairs are held out: a fixed function of the prompt, so that no pair ever changes sides."""
+    digest = hashlib.sha256(f"{SPLIT_SALT}:{prompt_sha256}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64
+
+
+def derive_pairs(rows: Iterable[Judgment]) -> list[Pair]:
+    """Every pair of ranked responses of every judgment, votes on the same two responses put together."""
+    pairs: dict[tuple[int, int], Pair] = {}
+    for row in rows:
+        prompt = row.comparison.prompt
+        for first, second in combinations(sorted(int(i) for i in row.ranks), 2):
+            pair = pairs.setdefault((first, second), Pair(first, second, prompt.sha256, prompt.messages))
+            _vote(pair, row)
+    return [pairs[key] for key in sorted(pairs)]
+
+
+def _vote(pair: Pair, row: Judgment) -> None:
+    first, second = row.ranks[str(pair.first)], row.ranks[str(pair.second)]
+    sign = (first < second) - (first > second)
+    pair.votes.append((sign + 1) / 2)
+    pair.strengths.append(sign * (row.strength or 0))
+    pair.judgments.append(row.pk)
+
+
+def is_usable(row: Judgment) -> bool:
+    """Whether a judgment says anything about a pair."""
+    return row.verdict in (Judgment.Verdict.PREFERENCE, Judgment.Verdict.TIE) and len(row.ranks) > 1
+
+
+def to_line(pair: Pair, texts: dict[int, str], old: Collection[int]) -> dict[str, Any]:
+    """One line of train.jsonl or heldout.jsonl.
+
+    `label` is the share of votes for `chosen` (a tie counts half for each side), `weight` the number of votes: a soft
+    label with that weight has the loss of its votes one by one. `margin` is the mean strength towards `chosen`.
+    """
+    share = sum(pair.votes) / len(pair.votes)
+    chosen, rejected = (pair.first, pair.second) if share >= 0.5 else (pair.second, pair.first)
+    strength = sum(pair.strengths) / len(pair.strengths)
+    margin = max(strength if share >= 0.5 else -strength, 0.0) if share != 0.5 else 0.0
+    return {
+        "pair": f"{pair.first}-{pair.second}",
+        "prompt_sha256": pair.prompt_sha256,
+        "messages": pair.messages,
+        "chosen": texts[chosen],
+        "rejected": texts[rejected],
+        "chosen_id": chosen,
+        "rejected_id": rejected,
+        "label": max(share, 1 - share),
+        "weight": float(len(pair.votes)),
+        "margin": margin,
+        "judgments": pair.judgments,
+        "is_new": any(pk not in old for pk in pair.judgments),
+    }
+
+
+def count(rows: list[Judgment], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The card's figures. `used` plus all of `left_out` is `judgments`: each is accounted for exactly once."""
+    left_out = Counter(
+        row.verdict if row.verdict in (Judgment.Verdict.SKIP, Judgment.Verdict.BOTH_BAD) else "no_pair"
+        for row in rows
+        if not is_usable(row)
+    )
+    heldout = [line for line in lines if is_heldout(line["prompt_sha256"])]
+    return {
+        "judgments": len(rows),
+        "used": len(rows) - left_out.total(),
+        "left_out": dict(sorted(left_out.items())),
+        "pairs": len(lines),
+        "train": len(lines) - len(heldout),
+        "heldout": len(heldout),
+        "ties": sum(line["label"] == 0.5 for line in lines),
+        "new": sum(line["is_new"] for line in lines),
+        "prompts": len({line["prompt_sha256"] for line in lines}),
+        "annotators": len({row.annotator_id for row in rows if is_usable(row)}),
+    }
+
+
+def _in_force(campaign: Campaign) -> QuerySet[Judgment]:
+    return judgments.in_force().filter(comparison__campaign=campaign)
+
+
+def _judged(campaign: Campaign) -> QuerySet[Comparison]:
+    return Comparison.objects.filter(campaign=campaign, judgments__isnull=False)
+
+
+def _freeze_once(campaign: Campaign, incumbent: Adapter | None) -> Snapshot:
+    rows = list(_in_force(campaign).select_related("comparison__prompt").order_by("id"))
+    usable = [row for row in rows if is_usable(row)]
+    texts = dict(Response.objects.filter(items__comparison__in=_judged(campaign)).values_list("id", "text").distinct())
+    old = _judgments_behind(campaign, incumbent)
+    lines = [to_line(pair, texts, old) for pair in derive_pairs(usable)]
+    counts = count(rows, lines)
+    _check_enough(lines)
+    sha256 = _write(lines, {"format": CARD_FORMAT, "campaign": campaign.slug, "counts": counts})
+    return _record(campaign, sha256, counts, [row.pk for row in rows])
+
+
+def _judgments_behind(campaign: Campaign, incumbent: Adapter | None) -> set[int]:
+    """Ids of the judgments that the incumbent has learned from, when a run of this campaign made it."""
+    if incumbent is None or incumbent.is_base:
+        return set()
+    run = incumbent.runs.filter(campaign=campaign, snapshot__isnull=False).order_by("-id").first()
+    return set(run.snapshot.judgments.values_list("id", flat=True)) if run and run.snapshot else set()
+
+
+def _check_enough(lines: list[dict[str, Any]]) -> None:
+    usable = sum(line["label"] != 0.5 and not is_heldout(line["prompt_sha256"]) for line in lines)
+    if usable < MIN_TRAIN_PAIRS:
+        heldout = sum(is_heldout(line["prompt_sha256"]) for line in lines)
+        raise NothingToTrain(
+            _(
+                "There are %(usable)d usable pairs to train on (%(heldout)d more are held out for the gate; ties, skips "
+                "and both-bad teach nothing); label at least %(missing)d more, of other prompts too."
+            )
+            % {"usable": usable, "heldout": heldout, "missing": MIN_TRAIN_PAIRS - usable}
+        )
+
+
+def _write(lines: list[dict[str, Any]], card: dict[str, Any]) -> str:
+    """Writes the folder under a temporary name, syncs it and renames it to its hash, which is returned."""
+    settings.SNAPSHOTS_DIR.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".new-", dir=settings.SNAPSHOTS_DIR))
+    try:
+        train = _write_jsonl(folder / "train.jsonl", (x for x in lines if not is_heldout(x["prompt_sha256"])))
+        heldout = _write_jsonl(folder / "heldout.jsonl", (x for x in lines if is_heldout(x["prompt_sha256"])))
+        sha256 = hashlib.sha256(f"{train}{heldout}".encode()).hexdigest()
+        split = {"salt": SPLIT_SALT, "heldout_share": HELDOUT_SHARE}
+        files = {"train.jsonl": train, "heldout.jsonl": heldout}
+        _write_jsonl(folder / "card.json", [{**card, "sha256": sha256, "files": files, "split": split}])
+        _sync(folder)
+        folder.chmod(0o755)
+        if not (settings.SNAPSHOTS_DIR / sha256).exists():
+            folder.rename(settings.SNAPSHOTS_DIR / sha256)
+            _sync(settings.SNAPSHOTS_DIR)
+        return sha256
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> str:
+    """Writes canonical JSON lines, synced to disk; returns the file's sha256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for line in _encode(rows):
+            file.write(line)
+            digest.update(line)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _encode(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    for row in rows:
+        # ASCII only: a response may hold lone surrogates, which UTF-8 cannot carry, and line separators.
+        yield json.dumps(row, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@transaction.atomic
+def _record(campaign: Campaign, sha256: str, counts: dict[str, Any], ids: list[int]) -> Snapshot:
+    """The row and its judgments, which cannot be undone from here on. Raises _Changed when one was meanwhile.
+
+    Skips and both-bad are linked too, though no line holds them: an existing row may thus gain such judgments.
+    """
+    # Locked, so that an undo that is under way either comes first and is seen here, or sees `frozen_at`.
+    locked = set(_in_force(campaign).select_for_update(of=("self",)).values_list("id", flat=True))
+    if not locked.issuperset(ids):
+        raise _Changed
+    snapshot, is_made = Snapshot.objects.get_or_create(campaign=campaign, sha256=sha256, defaults={"counts": counts})
+    through = Snapshot.judgments.through
+    held = set() if is_made else set(snapshot.judgments.values_list("id", flat=True))
+    links = [through(snapshot_id=snapshot.pk, judgment_id=pk) for pk in ids if pk not in held]
+    through.objects.bulk_create(links, batch_size=5000)
+    Judgment.objects.filter(snapshots=snapshot, frozen_at__isnull=True).update(frozen_at=timezone.now())
+    return snapshot

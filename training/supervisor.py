@@ -1,0 +1,253 @@
+"""Carry a claimed run through: freeze, train in a subprocess, register, judge, publish.
+
+The steps of one attempt, in order; dying between any two of them loses nothing:
+ 1. claim the row (a conditional update; whoever comes second stops here);
+ 2. freeze the judgments, unless an earlier attempt did, and write the attempt's folder;
+ 3. start the trainer and watch it: renew the lease, copy metrics and progress, pass on cancel and shutdown;
+ 4. read its exit code; only "done" goes on, the rest ends or requeues the run;
+ 5. register the adapter (the same content is registered once) and evaluate it (one row per run);
+ 6. finish the run; and only then publish, if the campaign's policy says so (done again by check_policies if lost).
+"""
+
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, close_old_connections
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from serving import adapters
+from training import attempts, gates, policies, processes, runs, snapshots
+from training.models import Run
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TICK_SECONDS = 0.3
+BEAT_SECONDS = 1.0
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_LEASE_LOST = 0, 1, 3, 4
+
+# Set once, when this worker process shuts down: every run in it gives its row back within STOP_SECONDS.
+_stopping = threading.Event()
+
+
+class Outcome(Enum):
+    """Why the trainer is no longer watched."""
+
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    STOPPED = "the worker shuts down"
+    KILLED = "killed, or lease lost: resume"
+    NOT_OURS = "another worker has the run"
+
+
+@dataclass
+class Attempt:
+    """One attempt and what its supervisor remembers."""
+
+    claim: runs.Claim
+    folder: Path
+    process: subprocess.Popen[bytes]
+    offset: int = 0  # bytes of metrics.jsonl that are stored
+    beaten_at: float = field(default_factory=time.monotonic)
+    asked_at: float | None = None  # when SIGTERM was sent
+    why: Outcome | None = None  # why it was sent
+
+
+def stop() -> None:
+    """The worker shuts down: give every run back."""
+    _stopping.set()
+
+
+def resume() -> None:
+    """The worker starts: take runs (again)."""
+    _stopping.clear()
+
+
+def supervise(run_id: int) -> None:
+    """Claims the run and carries it through; returns at once when there is nothing to claim."""
+    if _stopping.is_set():
+        return
+    claim = runs.claim(run_id, processes.worker_name(), timezone.now())
+    if claim is None:
+        return
+    log.info("run %d: attempt %d", claim.run_id, claim.attempt)
+    try:
+        _carry_out(claim)
+    except (snapshots.NothingToTrain, adapters.InvalidAdapter, gates.BrokenEvaluation) as error:
+        runs.fail(claim, str(error), timezone.now())
+    except Exception as error:
+        log.exception("run %d: attempt %d failed", claim.run_id, claim.attempt)
+        runs.fail(claim, f"{type(error).__name__}: {error}", timezone.now())
+
+
+def _carry_out(claim: runs.Claim) -> None:
+    timings: dict[str, float] = {}
+    run = timed(timings, "snapshot", lambda: _with_snapshot(claim))
+    if run is None:
+        return
+    folder = attempts.finished(run)
+    if folder is None:
+        folder = attempts.prepare(run, claim.attempt, claim.token, runs.lease_end(timezone.now()))
+        started = time.monotonic()
+        if not _settle(claim, folder, _train(claim, folder)):
+            return
+        timings["trainer"] = round(time.monotonic() - started, 3)
+    _conclude(claim, run, folder, timings | _trainer_timings(folder, timings))
+
+
+def _with_snapshot(claim: runs.Claim) -> Run | None:
+    """The run with its snapshot and incumbent, which the first attempt fixes for all. None: no longer ours."""
+    run = Run.objects.select_related("campaign", "snapshot", "incumbent", "retry_of").get(pk=claim.run_id)
+    if run.snapshot is None:
+        runs.heartbeat(claim, timezone.now(), phase="freezing judgments")
+        incumbent = run.incumbent or adapters.current()
+        snapshot = snapshots.freeze(run.campaign, incumbent)
+        if not runs.attach_snapshot(claim, snapshot, incumbent):
+            return None
+        run.snapshot, run.incumbent = snapshot, incumbent
+    return run if runs.heartbeat(claim, timezone.now(), phase="starting the trainer") else None
+
+
+def _train(claim: runs.Claim, folder: Path) -> Outcome:
+    attempt = Attempt(claim, folder, processes.start_trainer(folder))
+    try:
+        pid = attempt.process.pid
+        runs.attach_trainer(claim, pid, processes.started_at(pid))
+        while (outcome := _watch(attempt)) is None:
+            time.sleep(TICK_SECONDS)
+        return outcome
+    finally:
+        processes.kill(attempt.process)  # its children too; nothing of a trainer outlives its supervisor
+
+
+def _watch(attempt: Attempt) -> Outcome | None:
+    """One look at the trainer; an outcome ends the watch."""
+    code = attempt.process.poll()
+    try:
+        if not _report(attempt, is_last=code is not None):
+            return Outcome.NOT_OURS
+        if code is not None:
+            return _outcome_of(code, attempt.why)
+        if attempt.why is None:
+            attempt.why = _reason_to_stop(attempt)
+    except (OperationalError, InterfaceError):
+        # A database that is busy or restarting is no reason to throw work away, but the lease runs on.
+        if time.monotonic() - attempt.beaten_at > settings.RUN_LEASE_SECONDS:
+            return Outcome.NOT_OURS
+        log.warning("run %d: the database does not answer", attempt.claim.run_id, exc_info=True)
+        close_old_connections()
+        return None
+    return _press(attempt)
+
+
+def _report(attempt: Attempt, *, is_last: bool) -> bool:
+    """Renews the lease and stores what the trainer wrote since; False when the run is no longer ours."""
+    now = timezone.now()
+    rows, offset = attempts.read_metrics(attempt.folder, attempt.offset)
+    if rows:
+        if not runs.add_metrics(attempt.claim, rows, now):
+            return False
+        attempt.offset = offset
+    if is_last or time.monotonic() - attempt.beaten_at >= BEAT_SECONDS:
+        status = attempts.read_status(attempt.folder)
+        progress = {"step": status.step, "n_steps": status.n_steps, "seconds_left": status.seconds_left}
+        if not runs.heartbeat(attempt.claim, now, phase=_phase(attempt, status), **progress):
+            return False
+        attempts.write_lease(attempt.folder, attempt.claim.token, runs.lease_end(now))
+        attempt.beaten_at = time.monotonic()
+    return True
+
+
+def _phase(attempt: Attempt, status: attempts.Status) -> str:
+    if attempt.why is not None:
+        return "stopping"
+    return status.phase or "starting the trainer"
+
+
+def _reason_to_stop(attempt: Attempt) -> Outcome | None:
+    if _stopping.is_set():
+        return Outcome.STOPPED
+    return Outcome.CANCELLED if runs.is_cancel_requested(attempt.claim) else None
+
+
+def _press(attempt: Attempt) -> Outcome | None:
+    """Asks the trainer to end if there is a reason, and ends it when it takes too long."""
+    if attempt.why is None:
+        return None
+    if attempt.asked_at is None:
+        processes.terminate(attempt.process)
+        attempt.asked_at = time.monotonic()
+    elif time.monotonic() - attempt.asked_at > processes.STOP_SECONDS:
+        return attempt.why
+    return None
+
+
+def _outcome_of(code: int, why: Outcome | None) -> Outcome:
+    """What an exit code means; `why` is the reason for which the trainer had been asked to end, if it was."""
+    if code == EXIT_DONE:
+        return Outcome.DONE
+    if code == EXIT_FAILED:
+        return Outcome.FAILED
+    if why is not None:
+        return why
+    # SIGTERM from elsewhere (a shutdown that reached the trainer first) is a stop, all else is a loss.
+    return Outcome.STOPPED if code in (EXIT_STOPPED, -signal.SIGTERM) else Outcome.KILLED
+
+
+def _settle(claim: runs.Claim, folder: Path, outcome: Outcome) -> bool:
+    """Ends or requeues the run as its outcome says. True: the trainer is done, go on."""
+    now = timezone.now()
+    log.info("run %d: the trainer is through: %s", claim.run_id, outcome.value)
+    if outcome is Outcome.FAILED:
+        runs.fail(claim, attempts.read_error(folder) or _("The trainer failed; its log says why."), now)
+    elif outcome is Outcome.CANCELLED:
+        runs.cancel(claim, now)
+    elif outcome in (Outcome.STOPPED, Outcome.KILLED):
+        runs.release_for_resume(claim, now, is_lost=outcome is Outcome.KILLED)
+    return outcome is Outcome.DONE
+
+
+def _conclude(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, float]) -> None:
+    """Steps 5 and 6."""
+    if runs.is_cancel_requested(claim):
+        runs.cancel(claim, timezone.now())
+        return
+    if not runs.heartbeat(claim, timezone.now(), phase="registering the adapter"):
+        return
+    adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=f"run {run.pk}"))
+    if not runs.heartbeat(claim, timezone.now(), phase="evaluating"):
+        return
+    timed(timings, "gate", lambda: gates.evaluate(run, adapter, folder))
+    if not runs.finish(claim, adapter, timings, timezone.now()):
+        return
+    run.refresh_from_db()
+    policies.publish_if_wanted(run)
+
+
+def _trainer_timings(folder: Path, timings: dict[str, float]) -> dict[str, float]:
+    """The trainer's own stages, and as start-up what is left of the time that it was watched for."""
+    raw: dict[str, Any] = (attempts.read_json(folder / "result.json") or {}).get("seconds") or {}
+    known = {"reference": "reference", "train": "training", "evaluate": "evaluation", "save": "save"}
+    stages = {ours: round(float(raw.get(theirs) or 0), 3) for theirs, ours in known.items()}
+    if "trainer" in timings:
+        stages["startup"] = round(max(timings["trainer"] - sum(stages.values()), 0), 3)
+    return stages
+
+
+def timed(timings: dict[str, float], stage: str, step: Callable[[], T]) -> T:
+    """Calls `step` and adds its seconds to `timings`."""
+    started = time.monotonic()
+    result = step()
+    timings[stage] = round(time.monotonic() - started, 3)
+    return result

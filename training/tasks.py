@@ -1,0 +1,47 @@
+"""What Celery calls. A message carries ids only: the rows hold the rest."""
+
+from typing import Any
+
+from celery import shared_task
+from celery.signals import worker_init, worker_shutting_down
+from django.utils import timezone
+
+from training import candidates, policies, runs, supervisor
+from training.models import Policy
+
+
+@shared_task
+def supervise(run_id: int) -> None:
+    supervisor.supervise(run_id)
+
+
+@shared_task
+def sweep() -> None:
+    runs.sweep(timezone.now())
+
+
+@shared_task
+def generate_candidates() -> None:
+    if candidates.generate():
+        generate_candidates.delay()
+
+
+@shared_task
+def check_policies() -> None:
+    policies.check()
+
+
+@shared_task
+def train_on_schedule(policy_id: int) -> None:
+    if policy := Policy.objects.filter(pk=policy_id).select_related("campaign").first():
+        policies.start(policy)
+
+
+@worker_init.connect
+def _take_runs(**_signal: Any) -> None:
+    supervisor.resume()
+
+
+@worker_shutting_down.connect
+def _give_runs_back(**_signal: Any) -> None:
+    supervisor.stop()
