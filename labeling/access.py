@@ -1,0 +1,56 @@
+"""Who may do what in which campaign. Whoever may not see a campaign gets 404: not even its existence is told."""
+
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.shortcuts import get_object_or_404
+from rest_framework.request import Request
+
+from labeling.models import Campaign, Judgment, Lease, Membership
+
+Person = User | AnonymousUser
+
+
+def person(request: HttpRequest | Request) -> User:
+    """Who is logged in. Views ask for a login before; PermissionDenied should one forget to."""
+    if not isinstance(request.user, User):
+        raise PermissionDenied
+    return request.user
+
+
+def is_administrator(user: Person) -> bool:
+    return user.is_active and (user.is_staff or user.is_superuser)
+
+
+def campaigns(user: Person) -> QuerySet[Campaign]:
+    """The campaigns that this person may see and label in: their own; for administrators, all."""
+    if is_administrator(user):
+        return Campaign.objects.all()
+    if not isinstance(user, User):
+        return Campaign.objects.none()
+    return Campaign.objects.filter(memberships__user=user)
+
+
+def get_campaign(user: Person, slug: str) -> Campaign:
+    """Raises Http404 unless this person may see it."""
+    return get_object_or_404(campaigns(user), slug=slug)
+
+
+def get_managed_campaign(user: User, slug: str) -> Campaign:
+    """Raises Http404 unless this person may see it, PermissionDenied unless they may change what is in it."""
+    campaign = get_campaign(user, slug)
+    if is_administrator(user) or campaign.memberships.filter(user=user, role=Membership.Role.MANAGER).exists():
+        return campaign
+    raise PermissionDenied
+
+
+def get_lease(user: User, pk: object) -> Lease:
+    """A lease of this person in a campaign that they may (still) see; Http404 otherwise."""
+    leases = Lease.objects.filter(annotator=user, comparison__campaign__in=campaigns(user))
+    return get_object_or_404(leases, pk=pk)
+
+
+def get_judgment(user: User, client_key: object) -> Judgment:
+    """A judgment of this person; Http404 otherwise. Also of a campaign that they have left: it is theirs."""
+    return get_object_or_404(Judgment, annotator=user, client_key=client_key)

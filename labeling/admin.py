@@ -1,0 +1,144 @@
+"""The admin's pages of campaigns, people and judgments. Judgments are read-only: they are append-only facts."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
+from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
+from django.contrib.auth.models import Group, User
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from labeling import access, accounts, judgments, prompts
+from labeling.forms import CampaignForm, PromptForm
+from labeling.models import Campaign, Invitation, Judgment, Membership, Prompt
+
+admin.site.unregister(User)
+admin.site.unregister(Group)
+
+
+@admin.register(User)
+class UserAdmin(BaseUserAdmin, ModelAdmin):
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+
+
+@admin.register(Group)
+class GroupAdmin(BaseGroupAdmin, ModelAdmin):
+    pass
+
+
+class MembershipInline(TabularInline):
+    model = Membership
+    extra = 0
+    autocomplete_fields = ("user",)
+    tab = True
+
+
+@admin.register(Campaign)
+class CampaignAdmin(ModelAdmin):
+    form = CampaignForm
+    list_display = ("name", "status", "scale", "overlap", "n_prompts", "n_pairs")
+    list_filter = ("status",)
+    search_fields = ("name", "slug")
+    prepopulated_fields = {"slug": ("name",)}
+    inlines = (MembershipInline,)
+    fieldsets = (
+        (None, {"fields": ("name", "slug", "description", "guidelines", "status")}),
+        (_("What people answer"), {"fields": ("scale", ("allow_tie", "allow_both_bad"), "overlap", "min_dwell_ms")}),
+        (_("Responses sampled from the model"), {"fields": ("n_candidates", "max_tokens", "temperatures")}),
+        (_("Leases"), {"fields": ("lease_seconds",), "classes": ("collapse",)}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Campaign]:
+        counted = super().get_queryset(request)
+        return counted.annotate(
+            prompt_count=Count("prompts", distinct=True), pair_count=Count("comparisons", distinct=True)
+        )
+
+    @admin.display(description=_("prompts"))
+    def n_prompts(self, campaign: Any) -> int:
+        return campaign.prompt_count
+
+    @admin.display(description=_("pairs"))
+    def n_pairs(self, campaign: Any) -> int:
+        return campaign.pair_count
+
+    def save_model(self, request: HttpRequest, obj: Campaign, form: forms.ModelForm, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if change and "overlap" in form.changed_data:
+            judgments.reopen(obj)
+
+
+@admin.register(Prompt)
+class PromptAdmin(ModelAdmin):
+    form = PromptForm
+    list_display = ("excerpt", "campaign", "domain", "source", "candidates_state", "created_at")
+    list_filter = ("campaign", "domain", "candidates_state", "source")
+    list_select_related = ("campaign",)
+    actions = ("ask_again",)
+
+    @admin.display(description=_("prompt"))
+    def excerpt(self, prompt: Prompt) -> str:
+        text = prompt.messages[-1]["content"]
+        return text if len(text) <= 100 else f"{text[:99]}…"
+
+    @admin.action(description=_("Ask the model for responses"))
+    def ask_again(self, request: HttpRequest, queryset: QuerySet[Prompt]) -> None:
+        n = prompts.want_candidates(queryset)
+        self.message_user(request, _("The model is asked for responses to %(n)d prompts.") % {"n": n})
+
+
+@admin.register(Invitation)
+class InvitationAdmin(ModelAdmin):
+    list_display = ("for_whom", "role", "created_by", "expires_at", "used_by")
+    list_filter = ("role",)
+    list_select_related = ("created_by", "used_by")
+    fields = ("role", "campaigns", "note", "expires_at")
+    filter_horizontal = ("campaigns",)
+
+    @admin.display(description=_("for"), ordering="note")
+    def for_whom(self, invitation: Invitation) -> str:
+        return invitation.note or "–"
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        return {"expires_at": timezone.now() + accounts.VALID_FOR, **super().get_changeform_initial_data(request)}
+
+    def has_change_permission(self, request: HttpRequest, obj: Invitation | None = None) -> bool:
+        return False  # what a link promises does not change after it was sent; delete it and make another
+
+    def save_model(self, request: HttpRequest, obj: Invitation, form: forms.ModelForm, change: bool) -> None:
+        token = accounts.prepare(obj, access.person(request))
+        super().save_model(request, obj, form, change)
+        link = request.build_absolute_uri(reverse("invitation", args=[token]))
+        text = _("Send this link; it works once, and is shown only now:")
+        messages.warning(request, format_html("{}<br><code>{}</code>", text, link))
+
+
+@admin.register(Judgment)
+class JudgmentAdmin(ModelAdmin):
+    list_display = ("id", "campaign", "annotator", "verdict", "strength", "shown_ms", "created_at", "frozen_at")
+    list_filter = ("comparison__campaign", "verdict", "annotator")
+    list_select_related = ("comparison__campaign", "annotator")
+    date_hierarchy = "created_at"
+
+    @admin.display(description=_("campaign"), ordering="comparison__campaign")
+    def campaign(self, judgment: Judgment) -> Campaign:
+        return judgment.comparison.campaign
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Judgment | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Judgment | None = None) -> bool:
+        return False

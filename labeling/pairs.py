@@ -1,0 +1,126 @@
+"""Which responses are compared with each other, and which comparison a person sees next."""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import Count, Exists, F, IntegerField, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+
+from labeling import texts
+from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Lease, Prompt, Response
+
+MAX_PAIRS = 6  # per prompt: all pairs of four candidates
+# sort_key = round · ROUND + random: every prompt's first pair comes before any prompt's second one. 15 rounds fit.
+ROUND = 2**27
+MAX_ROUNDS = 15
+
+
+def content_key(responses: Iterable[Response]) -> str:
+    """sha256 of the sorted response ids: the same set is compared once."""
+    return hashlib.sha256(",".join(map(str, sorted(response.pk for response in responses))).encode()).hexdigest()
+
+
+@transaction.atomic
+def make_comparisons(prompt: Prompt, *, seed: int = 0) -> list[Comparison]:
+    """Pairs the engine's candidates of one prompt, at most MAX_PAIRS; those that exist are kept. Returns the new ones.
+
+    Near-identical responses are not paired: a choice between them says little and tires people. Each next pair takes
+    the responses that were used least, so that the first two pairs of four candidates show all four. The order is
+    random, and the same for the same seed.
+    """
+    candidates = list(prompt.responses.filter(source="engine").order_by("id"))
+    existing = list(prompt.comparisons.filter(source=Comparison.Source.CAMPAIGN).prefetch_related("items"))
+    used = Counter(item.response_id for comparison in existing for item in comparison.items.all())
+    known = {comparison.content_key for comparison in existing}
+    pairs = [
+        pair
+        for pair in itertools.combinations(candidates, 2)
+        if content_key(pair) not in known and not texts.are_near_identical(pair[0].text, pair[1].text)
+    ]
+    chosen = _least_used_first(pairs, used, seed)[: max(0, MAX_PAIRS - len(existing))]
+    return add_comparisons(prompt.campaign_id, chosen, Comparison.Source.CAMPAIGN, seed=seed, first_round=len(existing))
+
+
+def _least_used_first(
+    pairs: list[tuple[Response, Response]], used: Counter[int], seed: int
+) -> list[tuple[Response, Response]]:
+    left = sorted(pairs, key=lambda pair: _random(seed, content_key(pair)))
+    ordered = []
+    while left:
+        best = min(left, key=lambda pair: used[pair[0].pk] + used[pair[1].pk])
+        left.remove(best)
+        ordered.append(best)
+        used.update(response.pk for response in best)
+    return ordered
+
+
+def _random(seed: int, key: str) -> int:
+    """0 … ROUND − 1, the same for the same seed and key on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") % ROUND
+
+
+def add_comparisons(
+    campaign_id: int,
+    groups: Sequence[Sequence[Response]],
+    source: str,
+    *,
+    seed: int = 0,
+    first_round: int | None = None,
+    is_open: bool = True,
+) -> list[Comparison]:
+    """One comparison per group of responses (all of a group answer one prompt); those that exist already are left out.
+
+    With `first_round`, group i waits for round `first_round` + i; without, all are of the first round. Call it inside
+    a transaction: a comparison without its items must never be seen.
+    """
+    drafts: dict[str, Comparison] = {}
+    members: dict[str, Sequence[Response]] = {}
+    for number, group in enumerate(groups):
+        key = content_key(group)
+        rounds = 0 if first_round is None else min(first_round + number, MAX_ROUNDS - 1)
+        members[key] = group
+        drafts[key] = Comparison(
+            campaign_id=campaign_id,
+            prompt_id=group[0].prompt_id,
+            source=source,
+            content_key=key,
+            sort_key=rounds * ROUND + _random(seed, key),
+            is_open=is_open,
+        )
+    same = Comparison.objects.filter(campaign=campaign_id, content_key__in=drafts)
+    old = set(same.values_list("pk", flat=True))
+    Comparison.objects.bulk_create(drafts.values(), ignore_conflicts=True)
+    new = list(same.exclude(pk__in=old).order_by("sort_key", "id"))
+    items = [
+        ComparisonItem(comparison=comparison, response=response, index=index)
+        for comparison in new
+        for index, response in enumerate(members[comparison.content_key])
+    ]
+    ComparisonItem.objects.bulk_create(items, ignore_conflicts=True)
+    return new
+
+
+def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Comparison]:
+    """What this person may be given: it wants more judgments than it has and others' live leases will bring, and this
+    person neither holds a lease on it nor has judged or skipped it.
+    """
+    live = Lease.objects.filter(comparison=OuterRef("pk"), ended_at=None, expires_at__gt=now)
+    mine = Judgment.objects.filter(comparison=OuterRef("pk"), annotator=annotator, superseded_by=None)
+    others = live.exclude(annotator=annotator).order_by().values("comparison").annotate(n=Count("pk")).values("n")
+    return (
+        Comparison.objects.filter(campaign=campaign, is_open=True)
+        .filter(~Exists(live.filter(annotator=annotator)))
+        .filter(~Exists(mine.exclude(verdict=Judgment.Verdict.RETRACTED)))
+        .alias(n_leased=Coalesce(Subquery(others, output_field=IntegerField()), 0))
+        .filter(Q(n_judgments__lt=campaign.overlap - F("n_leased")))
+    )
+
+
+def next_comparisons(campaign: Campaign, annotator: User, now: datetime, n: int) -> QuerySet[Comparison]:
+    """The next `n` comparisons for this person, in the order of `sort_key`."""
+    return open_comparisons(campaign, annotator, now).order_by("sort_key", "id")[:n]

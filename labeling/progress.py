@@ -1,0 +1,92 @@
+"""How far a campaign is, and what a person with nothing to label is waiting for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.contrib.auth.models import User
+from django.db.models import Count, Q, Sum
+
+from labeling import access, judgments, leases, pairs
+from labeling.models import Campaign, Judgment
+
+WRITING = Q(candidates_state__in=("wanted", "claimed"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counts of one campaign. `n_judgments` are those in force without skips, `n_wanted` what the overlap asks for,
+    `n_mine` this person's, `n_writing` the prompts that the model still writes responses to.
+    """
+
+    n_comparisons: int
+    n_judgments: int
+    n_wanted: int
+    n_mine: int
+    n_prompts: int
+    n_writing: int
+    n_failed: int
+
+    @property
+    def percent(self) -> int:
+        return min(100, 100 * self.n_judgments // self.n_wanted) if self.n_wanted else 0
+
+
+def of_campaign(campaign: Campaign, user: User) -> Progress:
+    """Three queries, whatever the campaign's size."""
+    pairs = campaign.comparisons.aggregate(n=Count("pk"), done=Sum("n_judgments", default=0))
+    prompts = campaign.prompts.aggregate(
+        n=Count("pk"),
+        writing=Count("pk", filter=WRITING),
+        failed=Count("pk", filter=Q(candidates_state="failed")),
+    )
+    mine = judgments.in_force().filter(annotator=user, comparison__campaign=campaign)
+    return Progress(
+        n_comparisons=pairs["n"],
+        n_judgments=pairs["done"],
+        n_wanted=pairs["n"] * campaign.overlap,
+        n_mine=mine.exclude(verdict=Judgment.Verdict.SKIP).count(),
+        n_prompts=prompts["n"],
+        n_writing=prompts["writing"],
+        n_failed=prompts["failed"],
+    )
+
+
+def state(campaign: Campaign, user: User, progress: Progress, *, has_pairs: bool) -> str:
+    """Why there is something to label, or nothing: ready, paused, writing (responses are on their way), with_others
+    (they hold leases that may run out), finished, empty.
+    """
+    if campaign.status != Campaign.Status.ACTIVE:
+        return "paused"
+    if has_pairs:
+        return "ready"
+    if progress.n_writing:
+        return "writing"
+    mine = judgments.in_force().filter(annotator=user).values("comparison")
+    if campaign.comparisons.filter(is_open=True).exclude(pk__in=mine).exists():
+        return "with_others"
+    return "finished" if progress.n_comparisons else "empty"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One campaign on somebody's home page."""
+
+    campaign: Campaign
+    progress: Progress
+    state: str
+
+
+def overview(user: User, now: datetime) -> list[Entry]:
+    """What this person's home page lists: active campaigns first."""
+    return sorted(
+        (_entry(campaign, user, now) for campaign in access.campaigns(user)),
+        key=lambda entry: entry.campaign.status != Campaign.Status.ACTIVE,
+    )
+
+
+def _entry(campaign: Campaign, user: User, now: datetime) -> Entry:
+    counts = of_campaign(campaign, user)
+    has_pairs = pairs.open_comparisons(campaign, user, now).exists() or (
+        leases.live(now).filter(annotator=user, comparison__campaign=campaign).exists()
+    )
+    return Entry(campaign, counts, state(campaign, user, counts, has_pairs=has_pairs))

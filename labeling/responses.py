@@ -1,0 +1,57 @@
+"""Responses: answers to a prompt, each text once."""
+
+from typing import Any
+
+from labeling import texts
+from labeling.models import Prompt, Response
+from serving.models import Adapter
+
+
+def draft(prompt: Prompt, text: object, adapter: Adapter | None = None, **fields: Any) -> Response | None:
+    """A response that is not stored yet, cleaned and hashed; None when nothing is left of the text.
+
+    Raises labeling.errors.Invalid when the text is none, or too long.
+    """
+    cleaned = texts.clean(text)
+    if not cleaned:
+        return None
+    return Response(prompt=prompt, adapter=adapter, text=cleaned, sha256=texts.digest(cleaned), **fields)
+
+
+def add_response(
+    prompt: Prompt,
+    text: str,
+    adapter: Adapter | None = None,
+    *,
+    source: str = "engine",
+    generator: str = "",
+    sampling: dict[str, Any] | None = None,
+    finish_reason: str = "",
+) -> Response | None:
+    """Stores an answer; None when it is empty, or when the prompt already has one with the same text."""
+    cleaned = texts.clean(text)
+    if not cleaned:
+        return None
+    response, is_new = Response.objects.get_or_create(
+        prompt=prompt,
+        sha256=texts.digest(cleaned),
+        defaults={
+            "adapter": adapter,
+            "text": cleaned,
+            "source": source,
+            "generator": generator,
+            "sampling": sampling or {},
+            "finish_reason": finish_reason,
+        },
+    )
+    return response if is_new else None
+
+
+def store(drafts: list[Response]) -> list[Response]:
+    """The rows of these drafts, in their order; a text that the prompt already has is not added again."""
+    Response.objects.bulk_create(drafts, ignore_conflicts=True)
+    found = Response.objects.filter(
+        prompt__in={draft.prompt_id for draft in drafts}, sha256__in={draft.sha256 for draft in drafts}
+    )
+    rows = {(response.prompt_id, response.sha256): response for response in found}
+    return [rows[draft.prompt_id, draft.sha256] for draft in drafts]

@@ -1,0 +1,69 @@
+// Judgments that the server has not acknowledged yet. They survive a reload, a crash and a lost connection; sending one
+// twice does no harm, because the server knows them by client_key.
+//
+// One storage item per judgment, so that two tabs never overwrite each other's; the name holds the person, so that
+// nobody sends what somebody else judged on the same computer.
+
+export class Outbox {
+  #prefix;
+  #memory = new Map(); // also holds them where storage is switched off or full
+
+  constructor(person) {
+    this.#prefix = `judgment:${person}:`;
+    for (const name of storedNames()) if (name.startsWith(this.#prefix)) this.#load(name);
+  }
+
+  #load(name) {
+    try {
+      const judgment = JSON.parse(localStorage.getItem(name));
+      if (judgment?.body?.client_key) this.#memory.set(judgment.body.client_key, judgment);
+    } catch {
+      localStorage.removeItem(name); // not ours
+    }
+  }
+
+  /** `body` is what is posted; `lease` what is needed to show the pair again. */
+  add(body, lease) {
+    const judgment = { at: Date.now(), body };
+    this.#memory.set(body.client_key, { ...judgment, lease });
+    try {
+      localStorage.setItem(this.#prefix + body.client_key, JSON.stringify(judgment));
+    } catch {
+      // storage is switched off or full: kept as long as the page is open
+    }
+  }
+
+  remove(key) {
+    this.#memory.delete(key);
+    try {
+      localStorage.removeItem(this.#prefix + key);
+    } catch {
+      // it was never stored
+    }
+  }
+
+  get(key) {
+    return this.#memory.get(key);
+  }
+
+  /** The oldest one, or undefined. */
+  first() {
+    return [...this.#memory.values()].sort((a, b) => a.at - b.at)[0];
+  }
+
+  hasLease(id) {
+    return [...this.#memory.values()].some((judgment) => judgment.body.lease === id);
+  }
+
+  get size() {
+    return this.#memory.size;
+  }
+}
+
+function storedNames() {
+  try {
+    return Object.keys(localStorage);
+  } catch {
+    return [];
+  }
+}
