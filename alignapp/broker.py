@@ -119,7 +119,7 @@ class Channel(virtual.Channel):
         if taken is not None:
             taken.unlink(missing_ok=True)
 
-    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str | None, **kwargs: Any) -> None:
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str | None, **kwargs: Any) -> Any:
         if no_ack:
             raise NotImplementedError("Messages in files are always acknowledged: consume with no_ack=False.")
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)

@@ -11,6 +11,7 @@ from pathlib import Path
 import environ
 from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 env = environ.Env()
@@ -96,7 +97,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "alignapp.static.StaticFilesMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -126,9 +127,10 @@ TEMPLATES = [
 ]
 STATIC_URL = "/static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
-STATIC_ROOT = VAR_DIR / "static"
-WHITENOISE_USE_FINDERS = not IS_PRODUCTION  # production images run collectstatic when they are built
-WHITENOISE_MAX_AGE = 3600 if IS_PRODUCTION else 0
+# Static files are served from where they lie: no collectstatic, and so no copy that can be out of date.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_MAX_AGE = 300 if IS_PRODUCTION else 0
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 CONTENT_SECURITY_POLICY = {
     # The admin's theme needs inline styles and eval; every other page is strict.
     "EXCLUDE_URL_PREFIXES": ("/admin/",),
@@ -182,7 +184,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # --- celery ----------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", default="")
 BROKER_DIR = VAR_DIR / "broker"
-CELERY_BROKER_URL = REDIS_URL or "files://"
+CELERY_BROKER_URL = REDIS_URL or "files://localhost"
 CELERY_BROKER_TRANSPORT_OPTIONS = (
     {"visibility_timeout": 24 * 3600} if REDIS_URL else {"folder": str(BROKER_DIR), "polling_interval": 0.1}
 )
@@ -195,7 +197,7 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TIMEZONE = TIME_ZONE = "UTC"
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULER = "alignapp.beat:Scheduler"
 CELERY_BEAT_SCHEDULE = {
     "sweep runs": {"task": "training.tasks.sweep", "schedule": 10.0},
     "check training policies": {"task": "training.tasks.check_policies", "schedule": 15.0},
@@ -241,6 +243,37 @@ LOGGING = {
     },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
-    "loggers": {"httpx": {"level": "WARNING"}, "axes": {"level": "WARNING"}},
+    # One line for every task that beat sends, a worker receives and ends would bury everything else.
+    "loggers": {
+        name: {"level": "DEBUG" if LOG_LEVEL == "DEBUG" else "WARNING"}
+        for name in ("httpx", "axes", "celery", "django_celery_beat")
+    },
 }
-UNFOLD = {"SITE_TITLE": "Alignapp", "SITE_HEADER": "Alignapp", "SITE_URL": "/", "SHOW_VIEW_ON_SITE": False}
+UNFOLD = {
+    "SITE_TITLE": "Alignapp",
+    "SITE_HEADER": "Alignapp",
+    "SITE_URL": "/",
+    "SITE_SYMBOL": "balance",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("favicon.svg")}],
+    "SHOW_VIEW_ON_SITE": False,
+    "BORDER_RADIUS": "6px",
+    "DASHBOARD_CALLBACK": "training.dashboard.callback",
+    "STYLES": [lambda request: static("run.css")],
+    "SIDEBAR": {"navigation": "training.dashboard.navigation"},
+    # The accent of static/site.css as a ramp; unfold makes its buttons and links of it.
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97% .014 264)",
+            "100": "oklch(93.5% .03 264)",
+            "200": "oklch(88% .06 264)",
+            "300": "oklch(80.5% .1 264)",
+            "400": "oklch(72% .14 264)",
+            "500": "oklch(63% .18 264)",
+            "600": "oklch(51% .19 264)",
+            "700": "oklch(46% .18 264)",
+            "800": "oklch(40% .15 264)",
+            "900": "oklch(35% .12 264)",
+            "950": "oklch(26% .08 264)",
+        },
+    },
+}
