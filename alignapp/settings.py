@@ -7,6 +7,7 @@
 import contextlib
 import secrets
 from pathlib import Path
+from urllib.parse import unquote
 
 import environ
 from csp.constants import NONCE, NONE, SELF
@@ -178,7 +179,10 @@ if IS_SQLITE:
     }
 else:
     # Under ASGI each request may run in its own thread: without a pool, each would open a connection.
-    DATABASES["default"]["OPTIONS"] = {"pool": {"min_size": 1, "max_size": env.int("DATABASE_POOL", default=16)}}
+    DATABASES["default"]["OPTIONS"] = {
+        "pool": {"min_size": 1, "max_size": env.int("DATABASE_POOL", default=16), "timeout": 10}
+    }
+    DATABASES["default"]["HOST"] = unquote(DATABASES["default"]["HOST"])  # a socket's folder is written with %2F
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- celery ----------------------------------------------------------------------------------------------------------

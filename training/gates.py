@@ -11,6 +11,7 @@ scored on the same resample.
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from serving import adapters
 from serving.models import Adapter, Deployment
-from training import attempts
+from training import attempts, runs
 from training.models import Evaluation, Policy, Run
 
 BOOTSTRAP_DRAWS = 2000
@@ -119,11 +120,16 @@ def needs_reason(adapter: Adapter) -> bool:
     return not adapter.is_base and (newest is None or not newest.is_passed)
 
 
-def publish(adapter: Adapter, *, actor: User | None, reason: str = "") -> Deployment:
-    """Makes an adapter the current one. Raises ReasonWanted, and what serving.adapters.publish raises."""
-    if needs_reason(adapter) and not reason.strip():
-        raise ReasonWanted(_("The gate did not pass %s. Give a reason for publishing it all the same.") % adapter)
-    return adapters.publish(adapter, actor=actor, reason=reason.strip())
+def publish(run: Run, *, actor: User | None, reason: str = "") -> Deployment:
+    """Makes a run's adapter the current one. Raises ReasonWanted, and what serving.adapters.publish raises."""
+    if run.adapter is None:
+        raise adapters.NotServable(_("Run %d has no adapter.") % run.pk)
+    if needs_reason(run.adapter) and not reason.strip():
+        raise ReasonWanted(_("The gate did not pass %s. Give a reason for publishing it all the same.") % run.adapter)
+    started = time.monotonic()
+    deployment = adapters.publish(run.adapter, actor=actor, reason=reason.strip())
+    runs.add_timing(run, "publish", time.monotonic() - started)
+    return deployment
 
 
 def _is_right(margins: NDArray[Any]) -> NDArray[np.float64]:

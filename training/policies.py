@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 
 from django.db import transaction
 from django_celery_beat.models import PeriodicTask
@@ -94,11 +93,9 @@ def publish_if_wanted(run: Run) -> bool:
         or adapters.current() != run.incumbent
     ):
         return False
-    started = time.monotonic()
     try:
-        gates.publish(run.adapter, actor=None, reason=f"policy of “{run.campaign}”: {run.evaluation.verdict}")
+        gates.publish(run, actor=None, reason=f"policy of “{run.campaign}”: {run.evaluation.verdict}")
     except (client.EngineDown, client.EngineError, adapters.NotServable) as error:
         log.warning("run %d: the policy could not publish %s: %s", run.pk, run.adapter, error)
         return False
-    runs.add_timing(run, "publish", time.monotonic() - started)
     return True

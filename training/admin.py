@@ -1,0 +1,158 @@
+"""The admin of training: runs and their pages, policies, snapshots; and beat's schedules in the same look."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+from django_celery_beat.admin import PeriodicTaskAdmin as BeatPeriodicTaskAdmin
+from django_celery_beat.admin import PeriodicTaskForm, TaskSelectWidget
+from django_celery_beat.models import (
+    ClockedSchedule,
+    CrontabSchedule,
+    IntervalSchedule,
+    PeriodicTask,
+    SolarSchedule,
+)
+from unfold.admin import ModelAdmin
+from unfold.decorators import display
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
+
+from training import policies, views
+from training.forms import PolicyForm
+from training.models import Policy, Run, Snapshot
+
+STATUS_COLOURS = {
+    Run.Status.QUEUED: "info",
+    Run.Status.RUNNING: "info",
+    Run.Status.SUCCEEDED: "success",
+    Run.Status.FAILED: "danger",
+    Run.Status.CANCELLED: "warning",
+}
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows that the site writes itself: here they are only looked at."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+@admin.register(Run)
+class RunAdmin(ModelAdmin):
+    list_display = ("name", "campaign", "method", "shown_status", "verdict", "adapter", "trigger", "created_at")
+    list_filter = ("status", "campaign", "method", "trigger")
+    list_select_related = ("campaign", "adapter", "evaluation")
+    list_per_page = 50
+    search_fields = ("campaign__name", "adapter__name", "error")
+
+    @display(description=_("run"), ordering="id")
+    def name(self, run: Run) -> str:
+        return str(run)
+
+    @display(description=_("status"), ordering="status", label=STATUS_COLOURS)
+    def shown_status(self, run: Run) -> tuple[str, str]:
+        return run.status, run.get_status_display()
+
+    @display(description=_("verdict"))
+    def verdict(self, run: Run) -> str:
+        return run.evaluation.verdict if hasattr(run, "evaluation") else run.error or "–"
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False  # verdict and evidence stay with the adapter for ever
+
+    def get_urls(self) -> list[URLPattern]:
+        wrap = self.admin_site.admin_view
+        own = [
+            path("rollback/", wrap(views.deployment_rollback), name="training_run_rollback"),
+            path("<int:run_id>/live.json", wrap(views.run_live), name="training_run_live"),
+            path("<int:run_id>/cancel/", wrap(views.run_cancel), name="training_run_cancel"),
+            path("<int:run_id>/retry/", wrap(views.run_retry), name="training_run_retry"),
+            path("<int:run_id>/publish/", wrap(views.run_publish), name="training_run_publish"),
+            # Same addresses and names as the admin's own; these come first.
+            path("add/", wrap(views.run_start), name="training_run_add"),
+            path("<int:run_id>/change/", wrap(views.run_detail), name="training_run_change"),
+        ]
+        return [*own, *super().get_urls()]
+
+
+@admin.register(Policy)
+class PolicyAdmin(ModelAdmin):
+    form = PolicyForm
+    list_display = ("campaign", "is_enabled", "every_n", "crontab", "method", "publishes")
+    list_select_related = ("campaign", "crontab")
+    fieldsets = (
+        (None, {"fields": ("campaign", "is_enabled")}),
+        (_("When it trains"), {"fields": ("every_n", "crontab")}),
+        (_("How it trains"), {"fields": ("method", "params")}),
+        (_("What follows"), {"fields": ("publishes", "min_heldout_pairs")}),
+    )
+
+    def save_model(self, request: HttpRequest, obj: Policy, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        policies.schedule(obj)
+
+    def delete_model(self, request: HttpRequest, obj: Policy) -> None:
+        policies.unschedule(obj)
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Policy]) -> None:
+        for policy in queryset:
+            policies.unschedule(policy)
+        super().delete_queryset(request, queryset)
+
+
+@admin.register(Snapshot)
+class SnapshotAdmin(ReadOnlyAdmin):
+    list_display = ("short_hash", "campaign", "shown_counts", "created_at")
+    list_filter = ("campaign",)
+    fields = ("campaign", "sha256", "shown_counts", "counts", "created_at")
+    readonly_fields = ("shown_counts",)
+
+    @display(description="sha256", ordering="sha256")
+    def short_hash(self, snapshot: Snapshot) -> SafeString:
+        return format_html("<code>{}</code>", snapshot.sha256[:12])
+
+    @display(description=_("pairs: train + held out, of judgments"))
+    def shown_counts(self, snapshot: Snapshot) -> str:
+        return "{train} + {heldout}, {judgments}".format(**snapshot.counts)
+
+
+class UnfoldTaskSelectWidget(UnfoldAdminSelectWidget, TaskSelectWidget):
+    """Beat's list of registered tasks in unfold's look."""
+
+
+class UnfoldPeriodicTaskForm(PeriodicTaskForm):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["task"].widget = UnfoldAdminTextInputWidget()
+        self.fields["regtask"].widget = UnfoldTaskSelectWidget()
+
+
+for model in (PeriodicTask, IntervalSchedule, CrontabSchedule, SolarSchedule, ClockedSchedule):
+    admin.site.unregister(model)
+
+
+@admin.register(PeriodicTask)
+class PeriodicTaskAdmin(BeatPeriodicTaskAdmin, ModelAdmin):
+    form = UnfoldPeriodicTaskForm
+
+
+@admin.register(CrontabSchedule)
+class CrontabScheduleAdmin(ModelAdmin):
+    list_display = ("__str__", "human_readable")
+
+
+@admin.register(IntervalSchedule)
+class IntervalScheduleAdmin(ModelAdmin):
+    pass

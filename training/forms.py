@@ -1,0 +1,144 @@
+"""Forms of the admin: a run's parameters come from the catalog, field by field."""
+
+from dataclasses import Field as Parameter
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from django import forms
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from unfold.widgets import (
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanSwitchWidget,
+)
+
+from labeling.models import Campaign
+from training import catalog
+from training.models import Policy
+
+ABBREVIATIONS = {"lora": "LoRA", "rslora": "rsLoRA", "nll": "NLL"}
+
+
+def method_choices() -> list[tuple[str, str]]:
+    return [(method.name, method.label) for method in catalog.METHODS.values()]
+
+
+class RunForm(forms.Form):
+    """A campaign, a method, and one field per parameter of that method."""
+
+    campaign = forms.ModelChoiceField(
+        Campaign.objects.all(),
+        widget=UnfoldAdminSelectWidget(),
+        empty_label=None,
+        label=gettext_lazy("Campaign"),
+        help_text=gettext_lazy("whose judgments are learned"),
+    )
+    method = forms.ChoiceField(
+        choices=method_choices,
+        widget=UnfoldAdminSelectWidget({"data-reload": ""}),
+        label=gettext_lazy("Method"),
+        help_text=gettext_lazy("its parameters are below"),
+    )
+
+    def __init__(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Raises catalog.ParameterError when there is no such method."""
+        super().__init__(*args, **kwargs)
+        self.params = catalog.get(method).params
+        self.initial.setdefault("method", method)
+        hints = get_type_hints(self.params)
+        for parameter in fields(self.params):
+            self.fields[parameter.name] = field_of(parameter, hints[parameter.name])
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if not self.errors:
+            try:
+                catalog.parse(cleaned["method"], self.parameters())
+            except catalog.ParameterError as error:
+                raise forms.ValidationError(str(error)) from error
+        return cleaned
+
+    def parameters(self) -> dict[str, Any]:
+        return {parameter.name: self.cleaned_data[parameter.name] for parameter in fields(self.params)}
+
+    def own(self) -> list[forms.BoundField]:
+        """The fields of parameters that this method has and others may not."""
+        return [field for field in self if field.name not in _common() | {"campaign", "method"}]
+
+    def common(self) -> list[forms.BoundField]:
+        return [field for field in self if field.name in _common()]
+
+
+def field_of(parameter: "Parameter[Any]", kind: type) -> forms.Field:
+    """The form field of one catalog parameter: its type, bounds, choices, default and sentence."""
+    meta = parameter.metadata
+    options: dict[str, Any] = {
+        "label": label_of(parameter.name),
+        "help_text": describe(parameter),
+        "initial": parameter.default,
+    }
+    if meta["choices"]:
+        choices = [(choice, choice) for choice in meta["choices"]]
+        return forms.ChoiceField(choices=choices, widget=UnfoldAdminSelectWidget(), **options)
+    if kind is bool:
+        return forms.BooleanField(required=False, widget=UnfoldBooleanSwitchWidget(), **options)
+    options |= {"min_value": meta["low"], "max_value": meta["high"]}
+    if kind is int:
+        return forms.IntegerField(widget=UnfoldAdminIntegerFieldWidget(), **options)
+    if kind is float:
+        # A text field: browsers show 1e-4 of a number field as 0.0001 at best, and refuse steps that they do not know.
+        return forms.FloatField(widget=UnfoldAdminTextInputWidget({"inputmode": "decimal"}), **options)
+    return forms.CharField(widget=UnfoldAdminTextInputWidget(), **options)
+
+
+def label_of(name: str) -> str:
+    """`max_grad_norm` → Max grad norm"""
+    return capfirst(" ".join(ABBREVIATIONS.get(word, word) for word in name.split("_")))
+
+
+def describe(parameter: "Parameter[Any]") -> str:
+    """The parameter's sentence and its bounds."""
+    meta = parameter.metadata
+    if meta["low"] is None or meta["high"] is None:
+        return str(meta["help"])
+    return _("%(help)s; %(low)s to %(high)s") % {
+        "help": meta["help"],
+        "low": f"{meta['low']:.12g}",
+        "high": f"{meta['high']:.12g}",
+    }
+
+
+def _common() -> set[str]:
+    return {parameter.name for parameter in fields(catalog.Common)}
+
+
+class PolicyForm(forms.ModelForm):
+    method = forms.ChoiceField(choices=method_choices, widget=UnfoldAdminSelectWidget())
+
+    class Meta:
+        model = Policy
+        fields = (
+            "campaign", "is_enabled", "every_n", "crontab", "method", "params", "publishes", "min_heldout_pairs",
+        )  # fmt: skip
+        help_texts = {
+            "params": gettext_lazy('only what differs from the defaults, such as {"epochs": 1, "beta": 0.2}'),
+        }
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if "method" in cleaned and "params" in cleaned:
+            cleaned["params"] = cleaned["params"] or {}
+            try:
+                catalog.parse(cleaned["method"], _object(cleaned["params"]))
+            except catalog.ParameterError as error:
+                self.add_error("params", str(error))
+        return cleaned
+
+
+def _object(params: Any) -> dict[str, Any]:
+    if not isinstance(params, dict):
+        raise catalog.ParameterError(_('Parameters are an object like {"epochs": 1}.'))
+    return params

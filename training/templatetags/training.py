@@ -1,0 +1,47 @@
+"""How runs are shown: `{% load training %}`."""
+
+from django import template
+from django.utils.translation import gettext as _
+
+from training.models import Run
+
+register = template.Library()
+
+COLOURS = {
+    Run.Status.QUEUED: "accent",
+    Run.Status.RUNNING: "accent",
+    Run.Status.SUCCEEDED: "ok",
+    Run.Status.FAILED: "bad",
+    Run.Status.CANCELLED: "warn",
+}
+
+
+@register.filter
+def status_colour(run: Run) -> str:
+    return COLOURS.get(Run.Status(run.status), "")
+
+
+@register.filter
+def percent(run: Run) -> int:
+    """Steps done, 0 to 100."""
+    return min(100, 100 * run.step // run.n_steps) if run.n_steps else 0
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min; one decimal below 10 s."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return _("%s s") % f"{seconds:.1f}"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    if hours:
+        return _("%(h)d h %(m)d min") % {"h": hours, "m": left}
+    return _("%(m)d min %(s)d s") % {"m": minutes, "s": rest} if minutes else _("%d s") % rest
+
+
+@register.filter
+def points(share: float | None) -> str:
+    """A share from 0 to 1 in per cent with one decimal."""
+    return "–" if share is None else f"{share * 100:.1f} %"
