@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -160,9 +160,7 @@ def self_test(adapter: Adapter, on: list[Engine]) -> bool:
 
 
 # --- aliases ----------------------------------------------------------------------------------------------------------
-def publish(
-    adapter: Adapter, *, alias: str = CURRENT, actor: AbstractBaseUser | None = None, reason: str = ""
-) -> Deployment:
+def publish(adapter: Adapter, *, alias: str = CURRENT, actor: User | None = None, reason: str = "") -> Deployment:
     """Makes `adapter` what the alias answers with. Publishing what is published already changes nothing.
 
     Raises NotServable (rejected, retired, of another base, or failing its self-test now), EngineDown, EngineError.
@@ -177,7 +175,7 @@ def publish(
     return _move(alias, adapter, actor=actor, reason=reason)
 
 
-def rollback(alias: str = CURRENT, *, actor: AbstractBaseUser | None = None, reason: str = "") -> Deployment:
+def rollback(alias: str = CURRENT, *, actor: User | None = None, reason: str = "") -> Deployment:
     """Back to the version before; once more returns. Raises NothingToRollBack and what `publish` raises."""
     previous = deployment(alias).previous
     if previous is None:
@@ -194,7 +192,7 @@ def _check_publishable(adapter: Adapter) -> None:
         raise NotServable(_("%s was trained on another base model than MODEL.") % adapter)
 
 
-def _move(alias: str, adapter: Adapter, *, actor: AbstractBaseUser | None, reason: str) -> Deployment:
+def _move(alias: str, adapter: Adapter, *, actor: User | None, reason: str) -> Deployment:
     """Points the alias at `adapter`: generation + 1 and one event. Of two at once, the later one wins, and sees the
     other's version as its previous one.
     """
@@ -232,7 +230,7 @@ def _alias_row(alias: str, root: Adapter) -> tuple[Deployment, bool]:
 
 
 def _record(
-    alias: str, generation: int, adapter: Adapter, previous: Adapter | None, actor: Any, reason: str
+    alias: str, generation: int, adapter: Adapter, previous: Adapter | None, actor: User | None, reason: str
 ) -> DeploymentEvent:
     return DeploymentEvent.objects.create(
         alias=alias, generation=generation, adapter=adapter, previous=previous, actor=actor, reason=reason

@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 22
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 # A float is infinite or NaN exactly when all bits of its exponent are set.
-EXPONENTS = {
+EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {
     "F32": (np.dtype("<u4"), 0x7F800000),
     "F16": (np.dtype("<u2"), 0x7C00),
     "BF16": (np.dtype("<u2"), 0x7F80),
@@ -100,7 +100,8 @@ def copy(source: Path, target: Path) -> None:
 def read_probes(folder: Path) -> Probes:
     """probes.json, checked. Raises InvalidAdapter."""
     probes = _json(folder / PROBES)
-    token_ids, effects = probes.get("token_ids"), probes.get("effects")
+    token_ids: Any = probes.get("token_ids")
+    effects: Any = probes.get("effects")
     _require(_is_list(token_ids, N_PROBES) and _is_list(effects, N_PROBES), PROBES, _("it must hold 16 probes"))
     for ids, effect in zip(token_ids, effects, strict=True):
         _require(
@@ -178,7 +179,8 @@ def _check_config(config: dict[str, Any]) -> None:
     _require(config.get("peft_type") == "LORA", CONFIG, _("peft_type must be LORA"))
     _require(config.get("task_type") in (None, "CAUSAL_LM"), CONFIG, _("task_type must be CAUSAL_LM"))
     _require(config.get("bias", "none") == "none", CONFIG, _("bias must be none"))
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
     _require(type(rank) is int and 1 <= rank <= MAX_RANK, CONFIG, _("r must be between 1 and 256"))
     _require(_is_finite_number(alpha) and 0 < alpha <= MAX_ALPHA, CONFIG, _("lora_alpha must be above 0, at most 4096"))
     _require(type(config.get("use_rslora", False)) is bool, CONFIG, _("use_rslora must be true or false"))

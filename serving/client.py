@@ -7,7 +7,7 @@ The token goes into one header and nowhere else: not into messages, `repr` or lo
 import functools
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +144,7 @@ class Engine:
 
     async def stream_chat(
         self, model: str, messages: Sequence[dict[str, str]], **sampling: Any
-    ) -> AsyncIterator[Delta | Usage]:
+    ) -> AsyncGenerator[Delta | Usage, None]:
         """One answer, piece by piece, then its Usage. Closing the iterator closes the connection, which ends the
         request in the engine.
         """

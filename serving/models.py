@@ -133,3 +133,14 @@ class Message(models.Model):
     class Meta:
         ordering = ["created_at"]
         indexes = [models.Index(fields=["conversation", "created_at"])]
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.status in self.UNFINISHED
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """While writing: the wait for the first token is left out. None for answers of a token or less."""
+        n_tokens = self.usage.get("completion_tokens", 0)
+        seconds = self.usage.get("seconds", 0.0) - self.usage.get("seconds_to_first_token", 0.0)
+        return (n_tokens - 1) / seconds if n_tokens > 1 and seconds > 0 else None
