@@ -1,0 +1,51 @@
+"""Real Chromium (Debian's), and a whole site on the real model."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks.site import Site
+
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("No Chromium: install it (Debian: apt-get install chromium), or set CHROMIUM or SKIP_BROWSER=1.")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+
+
+@pytest.fixture(scope="module")
+def site(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A fresh site as `make run` starts it: starter campaign, real model, nothing judged."""
+    with Site(tmp_path_factory.mktemp("site"), model=model_dir) as site:
+        yield site
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    """A desktop window; a script error or a refused resource on any page fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, base_url=site.address, locale="en")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    assert not errors, errors
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: SCREENSHOTS, else a temporary folder."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
