@@ -1,0 +1,135 @@
+"""The forward pass of the Llama family over a ragged batch: rows of many sequences, each at its own position.
+
+Everything but attention works on rows, so prompt blocks and decoding sequences share one pass; attention is computed for
+each sequence alone. A row's numbers depend on its sequence only, never on its company (see `weights.Linear`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from serving.engine.cache import SequenceCache
+from serving.engine.model_folder import ModelConfig
+from serving.engine.weights import Weights
+
+EXACT_ROWS_OF_HEAD = 8192  # of the vocabulary, turned into float32 at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one sequence: ids, and the position of the first one."""
+
+    cache: SequenceCache
+    start: int
+    tokens: list[int]
+
+
+class Model:
+    """The architecture with its numbers; the weights of a version are given with each call."""
+
+    def __init__(self, config: ModelConfig, context: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.context, self.dtype, self.device = config, context, dtype, device
+        self.n_groups = config.n_heads // config.n_kv_heads
+        angles = torch.outer(torch.arange(context).float(), inverse_frequencies(config))  # (context, D/2)
+        with torch.inference_mode():
+            # rotate(x) = x·cos + swap(x)·sin, where swap exchanges the halves and the sign lies in sin.
+            self.cos = torch.cat((angles.cos(), angles.cos()), -1).to(device, dtype).unsqueeze(1)  # (context, 1, D)
+            self.sin = torch.cat((-angles.sin(), angles.sin()), -1).to(device, dtype).unsqueeze(1)
+
+    def new_cache(self, capacity: int) -> SequenceCache:
+        config = self.config
+        return SequenceCache(config.n_layers, config.n_kv_heads, config.head_dim, capacity, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def hidden(self, weights: Weights, segments: list[Segment]) -> Tensor:
+        """Final, normalised hidden states of all tokens in order, (N, H); writes their keys and values."""
+        ids = [token for segment in segments for token in segment.tokens]
+        positions = [segment.start + i for segment in segments for i in range(len(segment.tokens))]
+        n_rows = len(ids)
+        if n_rows == 1:  # one-row products take another path with other rounding
+            ids, positions = ids * 2, positions * 2
+        position = torch.tensor(positions, device=self.device)
+        cos, sin = self.cos[position], self.sin[position]  # (N, 1, D)
+        masks = [self._mask(segment) for segment in segments]
+        x = F.embedding(torch.tensor(ids, device=self.device), weights.embedding)  # (N, H)
+        for i, layer in enumerate(weights.layers):
+            qkv = layer.qkv(self._norm(x, layer.input_norm))
+            x = x + layer.out(self._attend(i, qkv, cos, sin, segments, masks))
+            gate, up = layer.gate_up(self._norm(x, layer.post_norm)).chunk(2, -1)
+            x = x + layer.down(F.silu(gate).mul_(up))
+        return self._norm(x, weights.final_norm)[:n_rows]
+
+    @torch.inference_mode()
+    def logits(self, weights: Weights, hidden: Tensor) -> Tensor:
+        """(R, H) -> (R, V), in float32 (rounded as the model's dtype rounds)."""
+        if len(hidden) == 1:
+            return weights.head(hidden.expand(2, -1).contiguous())[:1].float()
+        return weights.head(hidden).float()
+
+    @torch.inference_mode()
+    def exact_logprobs(self, weights: Weights, hidden: Tensor) -> Tensor:
+        """(R, H) -> (R, V): log-softmax with the head's product in float32.
+
+        The product in bf16 would round logits by up to 0.06, more than a small adapter moves them.
+        """
+        parts = weights.head_dense.split(EXACT_ROWS_OF_HEAD)
+        logits = torch.cat([hidden.float() @ part.float().T for part in parts], dim=-1)
+        return F.log_softmax(logits, dim=-1)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+    def _attend(
+        self, i: int, qkv: Tensor, cos: Tensor, sin: Tensor, segments: list[Segment], masks: list[Tensor | None]
+    ) -> Tensor:
+        """Rotate, append to the caches, attend: (N, (Hq + 2·Hkv)·D) -> (N, Hq·D). Works on qkv in place."""
+        n_heads, n_kv_heads, dim = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        qkv = qkv.view(len(qkv), n_heads + 2 * n_kv_heads, dim)
+        to_rotate = qkv[:, : n_heads + n_kv_heads]
+        torch.addcmul(to_rotate * cos, to_rotate.roll(dim // 2, -1), sin, out=to_rotate)
+        attended = torch.empty_like(qkv[:, :n_heads])  # (N, Hq, D)
+        row = 0
+        for segment, mask in zip(segments, masks, strict=True):
+            n, end = len(segment.tokens), segment.start + len(segment.tokens)
+            segment.cache.rows[i][:, segment.start : end] = qkv[row : row + n, n_heads:].transpose(0, 1)
+            keys, values = segment.cache.keys[i][:, :, :end], segment.cache.values[i][:, :, :end]
+            # The query heads of one key head become query rows: no copies of keys, one product for all of them.
+            q = qkv[row : row + n, :n_heads].view(n, n_kv_heads, self.n_groups, dim).permute(1, 2, 0, 3)
+            q = q.reshape(1, n_kv_heads, self.n_groups * n, dim)
+            o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            o = o.view(n_kv_heads, self.n_groups, n, dim).permute(2, 0, 1, 3)
+            attended[row : row + n] = o.reshape(n, n_heads, dim)
+            row += n
+        if row < len(attended):
+            attended[row:] = 0  # the padding row
+        return attended.flatten(1)
+
+    def _mask(self, segment: Segment) -> Tensor | None:
+        """Additive causal mask of a prompt block, (1, 1, groups·n, end); a single token sees everything before it."""
+        n = len(segment.tokens)
+        if n == 1:
+            return None
+        mask = torch.full((n, segment.start + n), -math.inf, dtype=self.dtype, device=self.device)
+        return mask.triu_(segment.start + 1).repeat(self.n_groups, 1)[None, None]
+
+
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Rope's inverse frequencies, (D/2,), for the types default, linear and llama3.
+
+    Su et al. 2021, arXiv 2104.09864, eq. 15; llama3: Grattafiori et al. 2024, arXiv 2407.21783, section 3.2, where long
+    wavelengths are stretched by `factor`, short ones are kept and those between are blended.
+    """
+    rope = config.rope
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
+    if rope["rope_type"] == "linear":
+        return frequencies / float(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        return keep * frequencies + (1 - keep) * frequencies / float(rope["factor"])
+    return frequencies
