@@ -75,9 +75,8 @@ def _config(person: User, campaign: Campaign) -> dict[str, Any]:
 
 def _strings() -> dict[str, str]:
     return {
-        "saved": _("Saved"),
+        "saved": _("✓ Saved"),
         "skipped": _("Skipped"),
-        "undo": _("Undo (Z)"),
         "undone": _("Taken back. Choose again."),
         "undoneGone": _("Taken back. Somebody else judges that pair now, so here is another one."),
         "nothingToUndo": _("There is nothing to undo."),
@@ -87,24 +86,21 @@ def _strings() -> dict[str, str]:
         "sent": _("Back online: everything is saved."),
         "lost": _("That pair was open for so long that somebody else has it now. Here is another one."),
         "readBoth": _("Look at both responses first."),
-        "newPair": _("New pair: two responses to compare."),
         "earlierOne": _("Show the turn before"),
         "earlier": _("Show %(n)s earlier turns"),
-        "count": _("%(done)s of %(wanted)s"),
-        "mine": _("%(n)s by you"),
+        "count": _("%(done)s of %(wanted)s · %(mine)s by you"),
     }
 
 
 def _buttons(campaign: Campaign) -> dict[str, list[dict[str, Any]]]:
     """The buttons of the campaign's scale, by where they stand; `key` is the digit that presses the button."""
-    much, better, slightly = _("much better"), _("better"), _("slightly better")
     if campaign.scale == Campaign.Scale.SEVEN:
-        left = [_grade("1", 0, 3, much), _grade("2", 0, 2, better), _grade("3", 0, 1, slightly)]
-        right = [_grade("5", 1, 1, slightly), _grade("6", 1, 2, better), _grade("7", 1, 3, much)]
+        left = [_grade("1", 0, 3), _grade("2", 0, 2), _grade("3", 0, 1)]
+        right = [_grade("5", 1, 1), _grade("6", 1, 2), _grade("7", 1, 3)]
         tie_key = "4"
     else:
         last = "3" if campaign.scale == Campaign.Scale.THREE else "2"
-        left, right, tie_key = [_grade("1", 0, None, better)], [_grade(last, 1, None, better)], "2"
+        left, right, tie_key = [_grade("1", 0, None)], [_grade(last, 1, None)], "2"
     middle = [{"key": tie_key, "verdict": "tie", "label": _("Tie")}]
     if not campaign.allow_tie or campaign.scale == Campaign.Scale.BINARY:
         middle = []
@@ -112,8 +108,23 @@ def _buttons(campaign: Campaign) -> dict[str, list[dict[str, Any]]]:
     return {"left": left, "middle": middle, "right": right, "extra": both_bad}
 
 
-def _grade(key: str, side: int, strength: int | None, label: str) -> dict[str, Any]:
-    return {"key": key, "verdict": "preference", "side": side, "strength": strength, "label": label}
+def _grade(key: str, side: int, strength: int | None) -> dict[str, Any]:
+    """`label` is on the button, `title` says it in full."""
+    labels = {3: _("much better"), 2: _("better"), 1: _("slightly"), None: _("better")}
+    titles = {
+        3: _("Response %(n)s is much better"),
+        2: _("Response %(n)s is better"),
+        1: _("Response %(n)s is slightly better"),
+        None: _("Response %(n)s is better"),
+    }
+    return {
+        "key": key,
+        "verdict": "preference",
+        "side": side,
+        "strength": strength,
+        "label": labels[strength],
+        "title": titles[strength] % {"n": side + 1},
+    }
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

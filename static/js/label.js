@@ -1,6 +1,6 @@
 // The comparison screen. Pairs come as leases from the API, two at a time: one is shown, the next waits, so that a key
 // press paints it at once. A judgment goes to the outbox first and to the server from there.
-import { ApiError, postJSON, requestHeaders, showError, toast } from "./api.js";
+import { ApiError, postJSON, requestHeaders, showError } from "./api.js";
 import { Outbox } from "./outbox.js";
 
 const $ = (selector) => document.querySelector(selector);
@@ -86,8 +86,16 @@ function showState(name) {
 function showProgress({ judgments, wanted, mine }) {
   $("#progress").max = Math.max(1, wanted);
   $("#progress").value = judgments;
-  const count = strings.count.replace("%(done)s", judgments).replace("%(wanted)s", wanted);
-  $("#counts").textContent = `${count} · ${strings.mine.replace("%(n)s", mine)}`;
+  const values = { "%(done)s": judgments, "%(wanted)s": wanted, "%(mine)s": mine };
+  const text = strings.count.replace(/%\(\w+\)s/g, (name) => values[name]);
+  for (const element of $$("[data-counts]")) element.textContent = text;
+}
+
+/** A word in the bar, also for screen readers; it fades by itself. */
+function say(message) {
+  const word = document.createElement("span");
+  word.textContent = message;
+  $("#status").replaceChildren(word);
 }
 
 function showNote(message, href = "") {
@@ -97,7 +105,6 @@ function showNote(message, href = "") {
   if (href) note.append(" ", Object.assign(document.createElement("a"), { href, textContent: strings.login }));
 }
 
-const announce = (message) => { $("#announcer").textContent = message; };
 const showUndo = () => { $("#undo").disabled = history.length === 0; };
 
 const observer = new IntersectionObserver((entries) => {
@@ -105,10 +112,11 @@ const observer = new IntersectionObserver((entries) => {
   markPane();
 });
 
-/** The switch says which response one is reading where they are stacked. */
+/** Where responses are stacked, the numbers in the bar say which one is being read. */
 function markPane() {
-  const isSecond = panes[1].getBoundingClientRect().top < innerHeight / 2;
-  $$(".label-switch button").forEach((button, side) => button.setAttribute("aria-current", isSecond === (side === 1)));
+  const isStacked = panes[1].offsetTop > panes[0].offsetTop;
+  const side = panes[1].getBoundingClientRect().top < innerHeight / 2 ? 1 : 0;
+  $$("#bar [data-pane]").forEach((button, number) => button.setAttribute("aria-current", isStacked && number === side));
 }
 
 function focusPane(side) {
@@ -123,7 +131,7 @@ const visibleMs = () => Math.round(shownMs + (document.hidden ? 0 : performance.
 function decide(button) {
   if (!current || isUndoing || visibleMs() < config.minDwellMs) return;
   if (button.dataset.verdict !== "skip" && seen.size < panes.length) {
-    toast(strings.readBoth);
+    say(strings.readBoth);
     return;
   }
   const { verdict, side, strength } = button.dataset;
@@ -168,7 +176,7 @@ async function undo() {
   if (isUndoing) return;
   const key = history.pop();
   showUndo();
-  if (!key) return void toast(strings.nothingToUndo);
+  if (!key) return void say(strings.nothingToUndo);
   isUndoing = true;
   try {
     await syncing; // either it is saved by then, or it is still in the outbox
@@ -186,7 +194,7 @@ async function undo() {
 }
 
 function comeBack(lease) {
-  toast(lease ? strings.undone : strings.undoneGone, { seconds: 3 });
+  say(lease ? strings.undone : strings.undoneGone);
   if (!lease) return void sync();
   judged.delete(lease.id);
   if (current) ahead.unshift(current);
@@ -238,14 +246,10 @@ async function sendAll() {
 }
 
 function saved(body) {
-  if (outbox.size > 1) return;
-  if (!$("#note").hidden) toast(strings.sent, { kind: "ok" });
+  const isBack = !$("#note").hidden;
   showNote("");
-  const element = toast(body.verdict === "skip" ? strings.skipped : strings.saved, { seconds: 4 });
-  const button = Object.assign(document.createElement("button"), { type: "button", textContent: strings.undo });
-  button.className = "button button-quiet button-small";
-  button.addEventListener("click", () => { element.remove(); undo(); });
-  element.append(button);
+  if (isBack) say(strings.sent);
+  else say(body.verdict === "skip" ? strings.skipped : strings.saved);
 }
 
 async function refill() {
@@ -260,7 +264,6 @@ async function refill() {
   if (current) return;
   if (ahead.length) {
     next();
-    announce(strings.newPair);
   } else if (outbox.size === 0) {
     showState(answer.state === "ready" ? "with_others" : answer.state);
     timer = setTimeout(sync, POLL_MS[answer.state] ?? 10_000);
@@ -295,7 +298,7 @@ async function renew() {
 function loseLease(lease) {
   ahead = ahead.filter((other) => other.id !== lease.id);
   if (current?.id !== lease.id) return;
-  toast(strings.lost);
+  say(strings.lost);
   next();
   sync();
 }
@@ -353,7 +356,7 @@ $("#retry").addEventListener("click", () => { showState("loading"); sync(); });
 $("#earlier").addEventListener("click", () => foldEarlier(false));
 for (const button of $$("[data-open]")) button.addEventListener("click", () => toggle(button.dataset.open));
 for (const button of $$("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
-for (const button of $$(".label-switch button")) button.addEventListener("click", () => focusPane(Number(button.dataset.pane)));
+for (const button of $$("#bar [data-pane]")) button.addEventListener("click", () => focusPane(Number(button.dataset.pane)));
 for (const dialog of $$("dialog")) dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
 addEventListener("scroll", markPane, { passive: true });
