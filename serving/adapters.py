@@ -13,7 +13,7 @@ import json
 import logging
 import secrets
 import shutil
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from serving import artifacts, residency, selftest
 from serving.artifacts import InvalidAdapter
 from serving.client import Engine
 from serving.models import Adapter, Deployment, DeploymentEvent
-from serving.residency import ensure_loaded
 
 __all__ = [
     "InvalidAdapter", "NotServable", "NothingToRollBack", "UnknownModel", "base", "current", "deployment", "ensure_loaded",
@@ -37,6 +36,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CURRENT = "current"
+KEEP_LOADED = timedelta(minutes=10)  # after its last use, a version that no alias wants
 WARM_MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -138,6 +138,15 @@ def reconcile(now: datetime | None = None) -> None:
     """Brings every engine to what the rows want; see `residency.reconcile`."""
     deployment()
     residency.reconcile(base().sha256, now or timezone.now())
+
+
+def ensure_loaded(adapter: Adapter) -> list[Engine]:
+    """Makes every engine that answers hold the version, keeps it loaded for KEEP_LOADED, and returns those engines.
+
+    Raises EngineDown when none answers, EngineError when one refuses.
+    """
+    Adapter.objects.filter(pk=adapter.pk).update(wanted_until=timezone.now() + KEEP_LOADED)
+    return residency.load(adapter)
 
 
 def self_test(adapter: Adapter, on: list[Engine]) -> bool:

@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 from django.utils.translation import gettext as _
 
-from serving import chat, residency
+from serving import adapters, chat
 from serving.client import Delta, Engine, EngineDown, EngineError, Usage, engines
 from serving.models import Adapter, Message
 
@@ -49,7 +49,7 @@ async def _begin(
     except EngineError as error:
         if error.status != 404:
             raise
-    holders = await in_database(residency.ensure_loaded, adapter)
+    holders = await in_database(adapters.ensure_loaded, adapter)
     return await _begin_anywhere(holders, adapter, messages, sampling)
 
 

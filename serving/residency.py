@@ -2,10 +2,9 @@
 
 import logging
 import re
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.db.models import Q
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from serving.client import Engine, EngineDown, EngineError, engines
@@ -13,17 +12,15 @@ from serving.models import Adapter, Deployment, Message
 
 log = logging.getLogger(__name__)
 
-KEEP_LOADED = timedelta(minutes=10)  # after its last use, a version that no alias wants
 OURS = re.compile(r"adapter-\d+-[0-9a-f]{6}", re.ASCII)  # names that this site gives; others are left alone
 
 
-def ensure_loaded(adapter: Adapter) -> list[Engine]:
-    """Makes every engine that answers hold the version, and keeps it loaded for KEEP_LOADED.
+def load(adapter: Adapter) -> list[Engine]:
+    """Makes every engine that answers hold the version, and returns those engines.
 
-    Returns those engines; raises EngineDown when none answers, EngineError when one refuses. An engine that is down
-    gets the version from `reconcile` when it is back.
+    Raises EngineDown when none answers, EngineError when one refuses. An engine that is down gets the version from
+    `reconcile` when it is back.
     """
-    Adapter.objects.filter(pk=adapter.pk).update(wanted_until=timezone.now() + KEEP_LOADED)
     ready = [engine for engine in engines() if _is_loaded_on(engine, adapter)]
     if not ready:
         raise EngineDown(_("No model server answers."))

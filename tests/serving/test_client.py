@@ -1,0 +1,115 @@
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_django import Settings
+
+from serving.client import MAX_EVENT_BYTES, Delta, Engine, EngineDown, EngineError, EventParser, Usage, engines
+from tests.serving.scripted import TOKEN, ScriptedEngine
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+STREAM = 'data: {"a": "é—😀"}\n\n: ping\n\nevent: x\r\ndata: one\r\ndata:two\r\n\r\ndata: last\r\r'.encode()
+PARSED = ['{"a": "é—😀"}', "one\ntwo", "last"]
+
+
+async def collect(engine: Engine, **sampling: Any) -> list[Delta | Usage]:
+    return [piece async for piece in engine.stream_chat("base", MESSAGES, **sampling)]
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_it_parses_events_whatever_the_borders_of_chunks(cuts: list[int]) -> None:
+    borders = [0, *sorted(cuts), len(STREAM)]
+    parser = EventParser()
+    found = [data for a, b in pairwise(borders) for data in parser.feed(STREAM[a:b])]
+    found += parser.feed(b"\n")  # a final CR may have been half of a CRLF
+    assert found == PARSED
+
+
+def test_it_parses_events_byte_by_byte() -> None:
+    parser = EventParser()
+    assert [data for byte in STREAM + b"\n" for data in parser.feed(bytes([byte]))] == PARSED
+
+
+def test_it_drops_an_event_that_was_cut_off() -> None:
+    assert list(EventParser().feed(b"data: half")) == []
+
+
+def test_it_refuses_an_event_without_end() -> None:
+    with pytest.raises(EngineError, match="1 MiB"):
+        list(EventParser().feed(b"x" * (MAX_EVENT_BYTES + 1)))
+
+
+async def test_it_streams_deltas_and_then_usage(engine: ScriptedEngine) -> None:
+    pieces = await collect(engines()[0], temperature=0.5)
+    assert [p.text for p in pieces if isinstance(p, Delta)] == ["Hello", ", ", "world", "!", ""]
+    assert pieces[-2] == Delta("", "stop")
+    assert pieces[-1] == Usage(prompt_tokens=3, completion_tokens=4)
+    assert engine.requests[0][1]["temperature"] == 0.5
+
+
+async def test_it_says_that_a_stream_was_cut(engine: ScriptedEngine) -> None:
+    engine.cut_after = 2
+    with pytest.raises(EngineDown):
+        await collect(engines()[0])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"data: nonsense\n\n", b'data: {"choices": [{}]}\n\n', b'data: {"usage": {"x": 1}}\n\n', b"data: 7\n\n"],
+)
+async def test_it_calls_a_stream_that_breaks_the_protocol_an_error(engine: ScriptedEngine, raw: bytes) -> None:
+    engine.raw_stream = raw
+    with pytest.raises(EngineError):
+        await collect(engines()[0])
+
+
+async def test_it_passes_on_an_error_inside_a_stream(engine: ScriptedEngine) -> None:
+    engine.raw_stream = b'data: {"error": {"message": "out of memory"}}\n\n'
+    with pytest.raises(EngineError, match="out of memory"):
+        await collect(engines()[0])
+
+
+async def test_it_passes_on_a_refusal(engine: ScriptedEngine) -> None:
+    engine.refusal = (400, "too long")
+    with pytest.raises(EngineError, match="too long") as caught:
+        await collect(engines()[0])
+    assert caught.value.status == 400
+
+
+async def test_it_takes_503_for_an_engine_that_is_starting(engine: ScriptedEngine) -> None:
+    engine.refusal = (503, "loading")
+    with pytest.raises(EngineDown):
+        await collect(engines()[0])
+    with pytest.raises(EngineDown):
+        engines()[0].models()
+
+
+def test_it_says_when_nobody_answers(settings: Settings) -> None:
+    with pytest.raises(EngineDown):
+        Engine("http://127.0.0.1:9", "x").models()
+
+
+def test_it_lists_loads_and_unloads(engine: ScriptedEngine) -> None:
+    client = engines()[0]
+    client.load("adapter-1-aaaaaa", "/somewhere")
+    assert client.models() == ["base", "adapter-1-aaaaaa"]
+    client.unload("adapter-1-aaaaaa")
+    assert client.models() == ["base"]
+
+
+def test_it_reads_answers_and_prompt_logprobs(engine: ScriptedEngine) -> None:
+    [result] = engines()[0].chat("base", MESSAGES, max_tokens=5)
+    assert (result.text, result.finish_reason) == ("Hello, world!", "stop")
+    assert engines()[0].prompt_logprobs("base", [5, 6, 7]) == [-2.0, -2.0]
+
+
+def test_it_never_shows_the_token(engine: ScriptedEngine, caplog: pytest.LogCaptureFixture) -> None:
+    engine.refusal = (400, "no")
+    client = engines()[0]
+    with caplog.at_level("DEBUG"), pytest.raises(EngineError) as caught:
+        client.models()
+    shown = json.dumps([repr(client), str(client), str(caught.value), repr(caught.value), caplog.text])
+    assert TOKEN not in shown
