@@ -1,0 +1,64 @@
+"""Checkpoints: everything needed to go on as if nothing had happened, bit for bit with the same number of threads."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from training.ml import files
+from training.ml.watch import Watch
+
+if TYPE_CHECKING:
+    from training.ml.loop import Learner
+
+KEEP = 2
+
+
+def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watch) -> None:
+    """Writes folder/checkpoint-<step> whole and durable, then removes all but the newest KEEP.
+
+    The order of the pairs is a function of the step, so the step is the position in the data.
+    """
+    state = {
+        "identity": identity,
+        "step": learner.step,
+        "n_skipped": learner.n_skipped,
+        "n_skipped_in_a_row": learner.n_skipped_in_a_row,
+        "metrics": learner.metrics,
+        "parameters": [p.detach() for p in learner.parameters],
+        "optimizer": learner.optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    with watch.shielded():
+        with files.new_folder(folder / f"checkpoint-{learner.step}") as part:
+            torch.save(state, part / "state.pt")
+        for old in kept(folder)[:-KEEP]:
+            shutil.rmtree(old)
+
+
+def kept(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+
+def load(path: Path, learner: "Learner", identity: dict[str, Any]) -> bool:
+    """Puts the learner where the checkpoint was. False, and the learner untouched, if it is unusable or of other work:
+    beginning again costs minutes, refusing to costs the run."""
+    try:
+        state = torch.load(path / "state.pt", weights_only=True, map_location=learner.model.device)
+        if state["identity"] != identity:
+            raise ValueError("it belongs to other data, parameters or model")
+    except Exception as error:  # torch.load raises whatever a damaged archive makes it raise
+        print(f"not resuming from {path}: {error}", flush=True)
+        return False
+    with torch.no_grad():
+        for parameter, value in zip(learner.parameters, state["parameters"], strict=True):
+            parameter.copy_(value)
+    learner.optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"].cpu())
+    learner.step, learner.metrics = state["step"], state["metrics"]
+    learner.n_skipped, learner.n_skipped_in_a_row = state["n_skipped"], state["n_skipped_in_a_row"]
+    return True

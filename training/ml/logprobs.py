@@ -1,0 +1,59 @@
+"""Log-probabilities of responses: the language-model head at completion positions only, never the whole logits."""
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from training.ml.rows import Pack
+
+CHUNK = 128  # positions whose logits exist at one time: 128 x 49k x 4 bytes = 25 MB
+
+
+class TokenLogps(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[target] under a frozen head.
+
+    The head has no gradient and a position's log-probability one scalar cotangent, so its derivative with respect to
+    the hidden state, weight[target] - softmax @ weight, is computed while the chunk's logits are at hand: the backward
+    pass only scales it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """hidden (N, H), weight (V, H), targets (N,) -> (N,) in fp32 or wider."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logps = torch.empty(len(targets), dtype=wide, device=hidden.device)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            target = targets[chunk, None]  # (C, 1)
+            logits = (hidden[chunk] @ weight.T).to(wide)  # (C, V)
+            norm = logits.logsumexp(-1, keepdim=True)
+            logps[chunk] = (logits.gather(-1, target) - norm)[:, 0]
+            if slopes is not None:
+                p = logits.sub_(norm).exp_().to(hidden.dtype)
+                slopes[chunk] = weight[target[:, 0]] - p @ weight
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logps: torch.Tensor) -> tuple[Any, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (d_logps[:, None] * slopes).to(slopes.dtype), None, None
+
+
+def token_logps(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
+    """(N,) the log-probability of each of `pack.targets`."""
+    hidden = model.get_decoder()(
+        input_ids=pack.input_ids, position_ids=pack.position_ids, segments=pack.segments, use_cache=False
+    ).last_hidden_state[0]  # (T, H)
+    return TokenLogps.apply(hidden[pack.predictors], model.get_output_embeddings().weight, pack.targets)
+
+
+def response_logps(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
+    """(R,) sums of the log-probabilities of each response's tokens, in the order of `pack.order`."""
+    logps = token_logps(model, pack)
+    return torch.zeros(pack.n_responses, dtype=logps.dtype, device=logps.device).index_add(0, pack.owners, logps)

@@ -1,0 +1,130 @@
+"""The model that learns: a frozen base and a LoRA adapter on its linear layers, by peft."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from training import catalog
+from training.ml import attention, lora
+from training.ml.errors import TrainingError
+
+NEW, INCUMBENT = "default", "incumbent"  # names of adapters within peft; "default" is what a lone adapter has
+
+
+@dataclass(frozen=True)
+class Base:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    sha256: str  # identity of the weights
+    chat_template_sha256: str
+
+    @property
+    def path_key(self) -> str:
+        """What a log-probability depends on besides tokens and adapter: the weights and the numeric path."""
+        return f"{self.sha256} {self.model.dtype} {self.model.device.type} rows-1"
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (avx512_bf16, amx_bf16 or Arm's bf16); without, fp32 is faster."""
+    if platform.system() != "Linux":
+        return False
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16
+    return torch.device("cpu"), torch.bfloat16 if has_fast_bf16() else torch.float32
+
+
+def load_base(folder: Path, *, dtype: torch.dtype | None = None) -> Base:
+    """The model in a Hugging Face folder with alignapp-model.json. Raises TrainingError when it cannot be loaded."""
+    logging.disable_progress_bar()
+    device, fastest = device_and_dtype()
+    try:
+        identity = json.loads((folder / "alignapp-model.json").read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or fastest,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        sha256 = str(identity["sha256"])
+    except (
+        Exception
+    ) as error:  # a folder can be broken in any way; safetensors, tokenizers and json each raise their own
+        raise TrainingError(
+            f"The model in {folder.name} cannot be loaded ({error}); prepare it again.", "model"
+        ) from error
+    if not tokenizer.chat_template:
+        raise TrainingError(f"The model in {folder.name} has no chat template; use an instruct model.", "model")
+    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+    model.requires_grad_(False)
+    return Base(model.to(device), tokenizer, folder, sha256, identity.get("chat_template_sha256", template))
+
+
+def add_adapter(base: Base, params: catalog.Common) -> PeftModel:
+    """A new LoRA adapter that changes nothing yet (B = 0), initialised by params.seed."""
+    torch.manual_seed(params.seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=params.lora_rank,
+        lora_alpha=params.lora_alpha,  # type: ignore[arg-type]  # peft divides by it: a float is as good
+        use_rslora=params.rslora,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        bias="none",
+    )
+    return get_peft_model(base.model, _ours(config), adapter_name=NEW)
+
+
+def add_incumbent(base: Base, folder: Path) -> PeftModel:
+    """The incumbent's adapter as the one that is trained on."""
+    with _readable(folder):
+        return PeftModel.from_pretrained(
+            base.model, folder, NEW, is_trainable=True, config=_ours(LoraConfig.from_pretrained(folder))
+        )
+
+
+@contextmanager
+def incumbent(model: PeftModel, folder: Path) -> Iterator[None]:
+    """The incumbent's adapter instead of the new one."""
+    with _readable(folder):
+        model.load_adapter(folder, INCUMBENT, peft_config=_ours(LoraConfig.from_pretrained(folder)))
+    model.set_adapter(INCUMBENT, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(NEW)
+        model.delete_adapter(INCUMBENT)
+
+
+def parameters(model: PeftModel) -> list[torch.nn.Parameter]:
+    """What is trained: the adapter's matrices, in a fixed order."""
+    return [p for _, p in sorted(model.named_parameters()) if p.requires_grad]
+
+
+def _ours(config: LoraConfig) -> LoraConfig:
+    config._register_custom_module({torch.nn.Linear: lora.Linear})
+    return config
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise TrainingError(f"The current adapter {folder.name} cannot be loaded: {error}", "incumbent") from error

@@ -1,0 +1,139 @@
+"""From responses to forward passes: one row per prompt, rows packed to a token budget.
+
+A row holds its prompt once and then all of its responses. Every response sees the prompt and itself, as if it stood
+alone, and its positions go on where the prompt's end: the same mathematics as one sequence per response, for fewer
+tokens. The last token of a response predicts nothing that is trained on, so it is a target and never an input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Tokens = tuple[int, ...]
+
+
+class Item(Protocol):
+    """Responses to one prompt that must be in the same forward pass, as the two of a pair."""
+
+    @property
+    def prompt(self) -> Tokens: ...
+
+    @property
+    def responses(self) -> tuple[Tokens, ...]: ...
+
+
+@dataclass
+class Row:
+    prompt: Tokens
+    responses: list[Tokens]
+    items: list[int]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A span [start, end) of a pack's tokens and the prompt's span it may look back at (empty for a prompt)."""
+
+    start: int
+    end: int
+    prompt_start: int
+    prompt_end: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The rows of one forward pass, laid end to end."""
+
+    items: list[int]  # indices of the items whose responses are all here
+    order: dict[tuple[Tokens, Tokens], int]  # (prompt, response) -> index of its log-probability
+    segments: list[Segment]
+    input_ids: torch.Tensor  # (1, T)
+    position_ids: torch.Tensor  # (1, T)
+    predictors: torch.Tensor  # (N,) the position whose output predicts the n-th completion token
+    targets: torch.Tensor  # (N,) that token
+    owners: torch.Tensor  # (N,) the response it belongs to
+
+    @property
+    def n_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def n_responses(self) -> int:
+        return len(self.order)
+
+
+def pack(items: Sequence[Item], budget: int, *, device: torch.device | str = "cpu") -> list[Pack]:
+    """Packs of at most `budget` tokens, longest rows first; an item longer than that has a pack of its own.
+
+    Deterministic: the same items give the same packs.
+    """
+    bins: list[tuple[int, list[Row]]] = []
+    for row in sorted(_rows(items, budget), key=lambda row: -row.n_tokens):
+        for i, (used, rows) in enumerate(bins):
+            if used + row.n_tokens <= budget:
+                bins[i] = (used + row.n_tokens, [*rows, row])
+                break
+        else:
+            bins.append((row.n_tokens, [row]))
+    return [_lay(rows, device) for _, rows in bins]
+
+
+def count_tokens(items: Sequence[Item], budget: int) -> int:
+    """How many tokens the packs of these items hold together."""
+    return sum(row.n_tokens for row in _rows(items, budget))
+
+
+def _rows(items: Sequence[Item], budget: int) -> list[Row]:
+    """One row per prompt, or several where all the responses together exceed the budget."""
+    rows: list[Row] = []
+    open_rows: dict[Tokens, Row] = {}
+    for i, item in enumerate(items):
+        row = open_rows.get(item.prompt)
+        new = [r for r in dict.fromkeys(item.responses) if row is None or r not in row.responses]
+        if row is None or row.n_tokens + sum(len(r) - 1 for r in new) > budget:
+            row = open_rows[item.prompt] = Row(item.prompt, [], [])
+            rows.append(row)
+            new = list(dict.fromkeys(item.responses))
+        row.responses += new
+        row.items.append(i)
+    return rows
+
+
+def _lay(rows: list[Row], device: torch.device | str) -> Pack:
+    order: dict[tuple[Tokens, Tokens], int] = {}
+    segments: list[Segment] = []
+    ids: list[int] = []
+    positions: list[int] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    for row in rows:
+        start, end = len(ids), len(ids) + len(row.prompt)
+        segments.append(Segment(start, end, start, start))
+        ids += row.prompt
+        positions += range(len(row.prompt))
+        for response in row.responses:
+            first = len(ids)
+            ids += response[:-1]
+            positions += range(len(row.prompt), len(row.prompt) + len(response) - 1)
+            if len(response) > 1:
+                segments.append(Segment(first, len(ids), start, end))
+            predictors += [end - 1, *range(first, len(ids))]  # the prompt's last token predicts the first
+            targets += response
+            owners += [len(order)] * len(response)
+            order[row.prompt, response] = len(order)
+    return Pack(
+        items=[i for row in rows for i in row.items],
+        order=order,
+        segments=segments,
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        predictors=torch.tensor(predictors, device=device),
+        targets=torch.tensor(targets, device=device),
+        owners=torch.tensor(owners, device=device),
+    )

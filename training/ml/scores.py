@@ -1,0 +1,128 @@
+"""Log-probabilities of whole responses under a fixed model, remembered by content: what is known is not computed again.
+
+A score depends on the weights, the numeric path and the tokens, and on nothing else: not on the run, not on what else was
+in the pass. So the reference's scores and an incumbent's serve every later run.
+"""
+
+import hashlib
+import json
+import math
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from training.ml import files
+from training.ml.errors import TrainingError, is_out_of_memory
+from training.ml.logprobs import response_logps
+from training.ml.progress import Progress
+from training.ml.rows import Item, Pack, Tokens, pack
+from training.ml.watch import Watch
+
+MIN_BUDGET = 16  # tokens per pass: below this every item is alone anyway
+Scores = dict[tuple[Tokens, Tokens], float]  # (prompt, response) -> nats
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One response as an item of a pack."""
+
+    prompt: Tokens
+    response: Tokens
+
+    @property
+    def responses(self) -> tuple[Tokens, ...]:
+        return (self.response,)
+
+
+class Memory:
+    """Scores of one scorer (`who`: everything but the tokens), in immutable files below the cache folder.
+
+    A file is written whole under the hash of its content, so runs that share the folder cannot disturb each other.
+    """
+
+    def __init__(self, cache: Path, who: str) -> None:
+        self.who = who
+        self.folder = cache / hashlib.sha256(who.encode()).hexdigest()[:32]
+        self.known: dict[str, float] = {}
+        self.new: dict[str, float] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                self.known |= json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, TypeError) as error:
+                print(f"ignoring unreadable {path}: {error}", flush=True)
+
+    def key(self, prompt: Tokens, response: Tokens) -> str:
+        digest = hashlib.sha256(self.who.encode())
+        for part in (prompt, response):
+            digest.update(len(part).to_bytes(8, "little") + array("q", part).tobytes())
+        return digest.hexdigest()
+
+    def get(self, prompt: Tokens, response: Tokens) -> float | None:
+        return self.known.get(self.key(prompt, response))
+
+    def put(self, prompt: Tokens, response: Tokens, score: float) -> None:
+        key = self.key(prompt, response)
+        self.known[key] = self.new[key] = score
+
+    def save(self) -> None:
+        """Writes what is new since the last time."""
+        if not self.new:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(json.dumps(sorted(self.new)).encode()).hexdigest()
+        files.write_json(self.folder / f"{name}.json", self.new)
+        self.new = {}
+
+
+def missing(items: Iterable[Item], memory: Memory) -> list[Alone]:
+    """The responses among the items whose scores the memory lacks, each once."""
+    wanted = dict.fromkeys((item.prompt, response) for item in items for response in item.responses)
+    return [Alone(*sequence) for sequence in wanted if memory.get(*sequence) is None]
+
+
+def score(
+    model: PreTrainedModel, items: Sequence[Item], memory: Memory, *, budget: int, watch: Watch, progress: Progress
+) -> Scores:
+    """Scores of all the items' responses under the model as it is now; the new ones are saved, also when stopped."""
+    try:
+        _compute(model, missing(items, memory), memory, budget, watch, progress)
+    finally:
+        with watch.shielded():
+            memory.save()
+    wanted = {(item.prompt, response) for item in items for response in item.responses}
+    return {(prompt, response): memory.known[memory.key(prompt, response)] for prompt, response in wanted}
+
+
+def _compute(
+    model: PreTrainedModel, items: list[Alone], memory: Memory, budget: int, watch: Watch, progress: Progress
+) -> None:
+    waiting = pack(items, budget, device=model.device)
+    while waiting:
+        batch = waiting.pop()
+        since = time.monotonic()
+        try:
+            scores = _forward(model, batch)
+        except Exception as error:
+            if not is_out_of_memory(error) or budget < MIN_BUDGET:
+                raise
+            budget //= 2
+            print(f"out of memory: going on with {budget} tokens a pass", flush=True)
+            left = [items[i] for b in [batch, *waiting] for i in b.items]
+            items, waiting = left, pack(left, budget, device=model.device)
+            continue
+        for (prompt, response), value in zip(batch.order, scores, strict=True):
+            memory.put(prompt, response, value)
+        watch.report(seconds_left=progress.did(batch.n_tokens, since))
+
+
+def _forward(model: PreTrainedModel, batch: Pack) -> list[float]:
+    with torch.no_grad():
+        scores = response_logps(model, batch).tolist()
+    if not all(map(math.isfinite, scores)):
+        raise TrainingError("The model gives log-probabilities that are not finite; its weights are damaged.", "model")
+    return scores
