@@ -1,0 +1,89 @@
+import re
+
+import pytest
+from django.contrib.auth.models import User
+from django.urls import reverse
+
+from labeling import accounts
+from labeling.models import Campaign, Comparison, Invitation, Judgment, Prompt
+from tests.labeling import make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def root(client):
+    user = make.person("root", is_staff=True, is_superuser=True)
+    client.force_login(user)
+    return user
+
+
+def test_it_shows_the_link_of_an_invitation_once(client):
+    address = reverse("admin:labeling_invitation_add")
+    body = {"role": "manager", "campaigns": [], "note": "Mia", "expires_at_0": "2099-01-01", "expires_at_1": "12:00"}
+    page = client.post(address, body, follow=True).content.decode()
+    token = re.search(r"/invite/([\w-]+)/", page)[1]
+    assert accounts.find(token, make.NOW) == Invitation.objects.get(note="Mia")
+    assert token not in client.get(reverse("admin:labeling_invitation_changelist")).content.decode()
+
+
+def test_it_opens_every_page(client, root):
+    campaign = make.campaign()
+    judgment = make.judge(make.lease(make.comparison(campaign), root))
+    rows = {"campaign": campaign, "prompt": judgment.comparison.prompt, "judgment": judgment}
+    for name, row in rows.items():
+        assert client.get(reverse(f"admin:labeling_{name}_changelist")).status_code == 200
+        assert client.get(reverse(f"admin:labeling_{name}_change", args=[row.pk])).status_code == 200
+    for name in ("campaign", "prompt", "invitation"):
+        assert client.get(reverse(f"admin:labeling_{name}_add")).status_code == 200
+    assert client.get(reverse("admin:auth_user_changelist")).status_code == 200
+
+
+def test_it_changes_no_judgment(client, root):
+    judgment = make.judge(make.lease(make.comparison(make.campaign()), root))
+    client.post(reverse("admin:labeling_judgment_change", args=[judgment.pk]), {"verdict": "tie"})
+    client.post(reverse("admin:labeling_judgment_delete", args=[judgment.pk]), {"post": "yes"})
+    assert Judgment.objects.get().verdict == "preference"
+
+
+def test_it_adds_a_prompt_with_its_hash_and_only_once(client):
+    campaign = make.campaign()
+    body = {"campaign": campaign.pk, "messages": '"Why?"', "domain": "", "candidates_state": "wanted"}
+    client.post(reverse("admin:labeling_prompt_add"), body)
+    prompt = Prompt.objects.get()
+    assert prompt.messages == [{"role": "user", "content": "Why?"}]
+    assert len(prompt.sha256) == 64
+    page = client.post(reverse("admin:labeling_prompt_add"), body).content.decode()
+    assert "has the same prompt already" in page
+    wrong = client.post(reverse("admin:labeling_prompt_add"), {**body, "messages": "[]"}).content.decode()
+    assert "list of turns" in wrong
+
+
+def test_it_asks_the_model_again(client):
+    prompt = make.prompt(make.campaign())
+    Prompt.objects.update(candidates_state="failed")
+    body = {"action": "ask_again", "_selected_action": [prompt.pk]}
+    client.post(reverse("admin:labeling_prompt_changelist"), body)
+    prompt.refresh_from_db()
+    assert prompt.candidates_state == "wanted"
+
+
+def test_it_reopens_pairs_when_the_overlap_grows(client, root):
+    campaign = make.campaign()
+    make.judge(make.lease(make.comparison(campaign), root))
+    page = client.get(reverse("admin:labeling_campaign_change", args=[campaign.pk]))
+    form = page.context["adminform"].form
+    body = {name: form.get_initial_for_field(field, name) for name, field in form.fields.items()}
+    body |= {"overlap": 2, "allow_tie": "on", "allow_both_bad": "on", "temperatures": "[0.5]", "description": "x"}
+    body |= {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
+    response = client.post(reverse("admin:labeling_campaign_change", args=[campaign.pk]), body)
+    assert response.status_code == 302, response.context["errors"]
+    assert Campaign.objects.get().temperatures == [0.5]
+    assert Comparison.objects.get().is_open
+
+
+def test_it_resets_a_password(client):
+    anna = make.person("anna")
+    body = {"password1": "another-one-99", "password2": "another-one-99", "usable_password": "true"}
+    client.post(reverse("admin:auth_user_password_change", args=[anna.pk]), body)
+    assert User.objects.get(pk=anna.pk).check_password("another-one-99")

@@ -1,0 +1,145 @@
+import uuid
+
+import pytest
+from django.urls import reverse
+
+from labeling.models import Campaign, Judgment, Response
+from tests.labeling import make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def cats():
+    return make.campaign("cats")
+
+
+@pytest.fixture
+def anna(client, cats):
+    user = make.person("anna", cats)
+    client.force_login(user)
+    return user
+
+
+def _post(client, name, body, *args):
+    return client.post(reverse(name, args=args), body, content_type="application/json")
+
+
+def _claim(client):
+    return _post(client, "lease_claim", {"n": 2}, "cats").json()
+
+
+def _judgment(lease, **fields):
+    return {
+        "lease": lease["id"],
+        "client_key": str(uuid.uuid4()),
+        "verdict": "preference",
+        "order": lease["order"],
+        "choice": lease["order"][0],
+        "strength": 2,
+        "shown_ms": 1234,
+        **fields,
+    }
+
+
+def test_it_goes_round_once(client, cats, anna):
+    for _ in range(2):
+        make.comparison(cats, "**A** <script>alert(1)</script>", "B")
+    claimed = _claim(client)
+    assert claimed["state"] == "ready"
+    assert claimed["progress"] == {"judgments": 0, "wanted": 2, "mine": 0, "writing": 2}
+    lease = claimed["leases"][0]
+    assert [response["id"] for response in lease["responses"]] == lease["order"]
+    assert lease["messages"][0]["role"] == "user"
+    bold = next(response for response in lease["responses"] if response["text"] != "B")
+    assert "<strong>A</strong>" in bold["html"]
+    assert "<script" not in bold["html"]
+
+    judgment = _judgment(lease)
+    assert _post(client, "judgment_create", judgment).status_code == 201
+    assert _post(client, "judgment_create", judgment).status_code == 201
+    [stored] = Judgment.objects.all()
+    assert (stored.shown_ms, stored.ranks[str(lease["order"][0])]) == (1234, 1)
+
+    after = _claim(client)
+    assert [held["id"] for held in after["leases"]] == [claimed["leases"][1]["id"]]
+    assert after["undoable"] == [judgment["client_key"]]
+    undone = _post(client, "judgment_undo", {"client_key": judgment["client_key"]}).json()
+    assert undone["lease"]["id"] == lease["id"]
+    assert undone["lease"]["order"] == lease["order"]
+
+
+def test_it_never_tells_who_wrote_a_response(client, cats, anna):
+    make.comparison(cats)
+    Response.objects.update(generator="secret-model", sampling={"temperature": 0.123}, source="engine")
+    text = _post(client, "lease_claim", {}, "cats").content.decode()
+    assert not any(word in text for word in ("secret-model", "0.123", "engine", "adapter", "sampling"))
+
+
+def test_it_renews_and_releases(client, cats, anna):
+    make.comparison(cats)
+    lease = _claim(client)["leases"][0]
+    assert _post(client, "lease_renew", {}, lease["id"]).json()["expires_at"] > lease["expires_at"]
+    assert _post(client, "lease_release", {}, lease["id"]).status_code == 204
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    ({"verdict": "retracted"}, "verdict"),
+    ({"verdict": None}, "verdict"),
+    ({"client_key": "abc"}, "client_key"),
+    ({"order": "12"}, "order"),
+    ({"strength": 9}, "strength"),
+    ({"shown_ms": -1}, "shown_ms"),
+    ({"reason": "x" * 3_000}, "reason"),
+    ({"reasn": "typo"}, "reasn"),
+])  # fmt: skip
+def test_it_says_which_field_is_wrong(client, cats, anna, change, field):
+    make.comparison(cats)
+    response = _post(client, "judgment_create", _judgment(_claim(client)["leases"][0], **change))
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid"
+    assert field in response.json()["error"]["fields"]
+
+
+@pytest.mark.parametrize("body", ["{", "[]", '"text"', "null"])
+def test_it_answers_malformed_bodies_with_400(client, anna, body):
+    response = client.post(reverse("judgment_create"), body, content_type="application/json")
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+def test_it_answers_refusals_with_their_code(client, cats, anna):
+    make.comparison(cats)
+    lease = _claim(client)["leases"][0]
+    swapped = _post(client, "judgment_create", _judgment(lease, order=lease["order"][::-1]))
+    assert (swapped.status_code, swapped.json()["error"]["code"]) == (400, "invalid")
+    judgment = _judgment(lease)
+    _post(client, "judgment_create", judgment)
+    again = _post(client, "judgment_create", _judgment(lease))
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "already_judged")
+    Judgment.objects.update(frozen_at=make.NOW)
+    frozen = _post(client, "judgment_undo", {"client_key": judgment["client_key"]})
+    assert (frozen.status_code, frozen.json()["error"]["code"]) == (409, "frozen")
+    assert "training snapshot" in frozen.json()["error"]["message"]
+
+
+def test_it_says_why_there_is_nothing_to_judge(client, cats, anna):
+    assert _claim(client)["state"] == "empty"
+    prompt = make.prompt(cats)
+    assert _claim(client)["state"] == "writing"
+    prompt.candidates_state = "done"
+    prompt.save()
+    comparison = make.comparison(cats)
+    cats.prompts.update(candidates_state="done")
+    ben = make.person("ben", cats)
+    client.force_login(ben)
+    lease = _claim(client)["leases"][0]
+    client.force_login(anna)
+    assert _claim(client)["state"] == "with_others"
+    client.force_login(ben)
+    _post(client, "judgment_create", _judgment(lease))
+    assert _claim(client)["state"] == "finished"
+    Campaign.objects.update(status="paused")
+    assert _claim(client)["state"] == "paused"
+    comparison.refresh_from_db()
+    assert comparison.n_judgments == 1
