@@ -69,7 +69,6 @@ class ChatRequest(Strict):
     client_key = serializers.UUIDField()
     verdict = serializers.ChoiceField(choices=GivenVerdict.choices)
     choice = serializers.UUIDField(required=False, allow_null=True, help_text="id of the message preferred")
-    strength = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=3)
 
 
 class ImportRequest(Strict):
@@ -224,6 +223,5 @@ class ChatComparison(Endpoint):
             data["verdict"],
             data.get("choice"),
             timezone.now(),
-            strength=data.get("strength"),
         )
         return Response({"id": judgment.pk, "comparison": judgment.comparison_id}, status=201)

@@ -17,6 +17,8 @@ from labeling.errors import Invalid
 from labeling.models import Campaign, Comparison, Judgment, Response
 from serving.models import Message
 
+SCALE = Campaign(scale=Campaign.Scale.THREE)  # what chat offers, whatever somebody sets for the campaign
+
 
 def campaign() -> Campaign:
     """The campaign that chat's choices go to, made when the first one comes."""
@@ -26,14 +28,19 @@ def campaign() -> Campaign:
             "name": "Chat",
             "description": "Choices that people made between two answers while chatting.",
             "n_candidates": 0,
+            "scale": SCALE.scale,
         },
     )[0]
 
 
 def record_choice(
-    user: User, message_ids: Sequence[uuid.UUID], client_key: uuid.UUID, verdict: str, chosen: uuid.UUID | None,
-    now: datetime, *, strength: int | None = None,
-) -> Judgment:  # fmt: skip
+    user: User,
+    message_ids: Sequence[uuid.UUID],
+    client_key: uuid.UUID,
+    verdict: str,
+    chosen: uuid.UUID | None,
+    now: datetime,
+) -> Judgment:
     """Stores what `user` chose between two finished answers of theirs (`message_ids` in the order shown, left to
     right), with the versions that wrote them; all of it or nothing. A retry returns the judgment that is there.
 
@@ -50,9 +57,8 @@ def record_choice(
             verdict=verdict,
             order=[row.pk for row in rows],
             chosen=next((row.pk for row, pk in zip(rows, message_ids, strict=True) if pk == chosen), None),
-            strength=strength,
         )
-        judgments.check(where, choice)
+        judgments.check(SCALE, choice)
         return judgments.add(_comparison(where, rows, user), user, client_key, choice, now)
 
 

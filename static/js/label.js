@@ -25,6 +25,7 @@ let leaseSeconds = 120;
 let lastActivity = Date.now();
 let failures = 0;
 let timer = null; // the next look, when there is nothing to show or nobody answers
+let isReady = false;
 let isUndoing = false;
 
 // --- showing ---------------------------------------------------------------------------------------------------------
@@ -41,14 +42,20 @@ function show(lease) {
   seen = new Set();
   shownMs = 0;
   visibleSince = performance.now();
-  $("#bar").classList.add("is-early");
-  setTimeout(() => current === lease && $("#bar").classList.remove("is-early"), config.minDwellMs);
+  setReady(false);
+  setTimeout(() => current === lease && setReady(true), config.minDwellMs);
   scrollTo({ top: 0, behavior: "instant" });
   $(".label-thread").scrollTop = $(".label-thread").scrollHeight;
   for (const pane of panes) {
     observer.unobserve(pane.firstElementChild); // observing anew reports at once what is in view
     observer.observe(pane.firstElementChild);
   }
+}
+
+/** Before the minimal dwell nothing can be chosen. Not `disabled`: a focused button would lose its focus. */
+function setReady(value) {
+  isReady = value;
+  for (const button of $$("#bar [data-verdict]")) button.setAttribute("aria-disabled", String(!value));
 }
 
 /** Only for HTML that our server rendered and sanitised; everything else is text. */
@@ -129,7 +136,7 @@ function focusPane(side) {
 const visibleMs = () => Math.round(shownMs + (document.hidden ? 0 : performance.now() - visibleSince));
 
 function decide(button) {
-  if (!current || isUndoing || visibleMs() < config.minDwellMs) return;
+  if (!current || isUndoing || !isReady) return;
   if (button.dataset.verdict !== "skip" && seen.size < panes.length) {
     say(strings.readBoth);
     return;

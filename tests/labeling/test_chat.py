@@ -45,7 +45,6 @@ def _choose(client, answers, **fields):
         "client_key": uuid.uuid4(),
         "verdict": "preference",
         "choice": answers[1].pk,
-        "strength": 2,
         **fields,
     }
     return client.post(reverse("chat_comparison"), body, content_type="application/json")
@@ -126,7 +125,7 @@ def test_it_refuses_and_leaves_nothing_behind(client, anna, answers, spoil, why)
     assert not any(model.objects.exists() for model in (Prompt, Comparison, Judgment))
 
 
-@pytest.mark.parametrize("fields", [{"choice": None}, {"choice": uuid.uuid4()}, {"strength": 7}, {"verdict": "tie"}])
+@pytest.mark.parametrize("fields", [{"choice": None}, {"choice": uuid.uuid4()}, {"strength": 2}, {"verdict": "tie"}])
 def test_it_refuses_choices_off_the_scale(client, anna, answers, fields):
     client.force_login(anna)
     assert _choose(client, answers, **fields).status_code == 400
