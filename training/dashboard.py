@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.http import HttpRequest
@@ -155,9 +154,9 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
 
 
 def _navigation_item(request: HttpRequest, name: str, title: Any, icon: str) -> dict[str, Any] | None:
-    model = apps.get_model(name)
-    model_admin = admin.site._registry.get(model)
+    model_admin = {model._meta.label: entry for model, entry in admin.site._registry.items()}.get(name)
     if model_admin is None or not model_admin.has_view_permission(request):
         return None
-    link = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+    meta = model_admin.model._meta
+    link = reverse(f"admin:{meta.app_label}_{meta.model_name}_changelist")
     return {"title": title, "icon": icon, "link": link, "active": request.path.startswith(link)}

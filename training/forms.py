@@ -96,7 +96,8 @@ def field_of(parameter: "Parameter[Any]", kind: type) -> forms.Field:
 
 def label_of(name: str) -> str:
     """`max_grad_norm` → Max grad norm"""
-    return capfirst(" ".join(ABBREVIATIONS.get(word, word) for word in name.split("_")))
+    words = [ABBREVIATIONS.get(word, word) for word in name.split("_")]
+    return " ".join([capfirst(words[0]) if words[0] == name.split("_")[0] else words[0], *words[1:]])
 
 
 def describe(parameter: "Parameter[Any]") -> str:

@@ -256,9 +256,9 @@ def _record(campaign: Campaign, sha256: str, counts: dict[str, Any], ids: list[i
 
     Skips and both-bad are linked too, though no line holds them: an existing row may thus gain such judgments.
     """
-    # Locked, so that an undo that is under way either comes first and is seen here, or sees `frozen_at`.
-    locked = set(_in_force(campaign).select_for_update(of=("self",)).values_list("id", flat=True))
-    if not locked.issuperset(ids):
+    # Locked first and asked anew after: an undo that was under way is over by then, and a later one sees `frozen_at`.
+    list(_in_force(campaign).select_for_update(of=("self",)).values_list("id"))
+    if not set(_in_force(campaign).values_list("id", flat=True)).issuperset(ids):
         raise _Changed
     snapshot, is_made = Snapshot.objects.get_or_create(campaign=campaign, sha256=sha256, defaults={"counts": counts})
     through = Snapshot.judgments.through

@@ -36,6 +36,12 @@ TICK_SECONDS = 0.3
 BEAT_SECONDS = 1.0
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_LEASE_LOST = 0, 1, 3, 4
 
+# Keys of Run.timings in the order of events; no two overlap. "startup" is what the trainer does before its first pass:
+# imports, model, tokens. "publish" comes after the end.
+STAGES = (
+    "snapshot", "startup", "reference", "training", "evaluation", "save", "register", "gate", "publish",
+)  # fmt: skip
+
 # Set once, when this worker process shuts down: every run in it gives its row back within STOP_SECONDS.
 _stopping = threading.Event()
 
@@ -96,14 +102,14 @@ def _carry_out(claim: runs.Claim) -> None:
     run = timed(timings, "snapshot", lambda: _with_snapshot(claim))
     if run is None:
         return
-    folder = attempts.finished(run)
+    folder, watched = attempts.finished(run), 0.0
     if folder is None:
         folder = attempts.prepare(run, claim.attempt, claim.token, runs.lease_end(timezone.now()))
         started = time.monotonic()
         if not _settle(claim, folder, _train(claim, folder)):
             return
-        timings["trainer"] = round(time.monotonic() - started, 3)
-    _conclude(claim, run, folder, timings | _trainer_timings(folder, timings))
+        watched = time.monotonic() - started
+    _conclude(claim, run, folder, timings | _trainer_timings(folder, watched))
 
 
 def _with_snapshot(claim: runs.Claim) -> Run | None:
@@ -235,14 +241,12 @@ def _conclude(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, floa
     policies.publish_if_wanted(run)
 
 
-def _trainer_timings(folder: Path, timings: dict[str, float]) -> dict[str, float]:
-    """The trainer's own stages, and as start-up what is left of the time that it was watched for."""
+def _trainer_timings(folder: Path, watched: float) -> dict[str, float]:
+    """The trainer's own stages, and as start-up what is left of the `watched` seconds of its life."""
     raw: dict[str, Any] = (attempts.read_json(folder / "result.json") or {}).get("seconds") or {}
     known = {"reference": "reference", "train": "training", "evaluate": "evaluation", "save": "save"}
     stages = {ours: round(float(raw.get(theirs) or 0), 3) for theirs, ours in known.items()}
-    if "trainer" in timings:
-        stages["startup"] = round(max(timings["trainer"] - sum(stages.values()), 0), 3)
-    return stages
+    return {"startup": round(max(watched - sum(stages.values()), 0), 3), **stages}
 
 
 def timed(timings: dict[str, float], stage: str, step: Callable[[], T]) -> T:

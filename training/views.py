@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from labeling.models import Campaign
 from serving import adapters, client
-from training import attempts, catalog, dashboard, gates, runs, snapshots
+from training import attempts, catalog, dashboard, gates, runs, snapshots, supervisor
 from training.forms import RunForm
 from training.models import Run
 
@@ -48,7 +48,6 @@ def run_start(request: HttpRequest) -> HttpResponse:
         "method": catalog.METHODS[method],
         "about": catalog.METHODS[method].params.__doc__,
         "campaigns": _waiting(),
-        "opts": Run._meta,
         "title": _("Start a run"),
     }
     return _render(request, "training/run_start.html", context)
@@ -69,6 +68,7 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
         "deployment": dashboard.current_deployment(),
         "method": catalog.METHODS.get(run.method),
         "params": _shown_params(run),
+        "timings": [(stage, run.timings[stage]) for stage in supervisor.STAGES if stage in run.timings],
         "log": attempts.read_log_tail(attempts.folder(run.pk, run.attempt)),
         "is_active": run.status in Run.ACTIVE,
         "retries": run.retries.order_by("id"),

@@ -2,7 +2,8 @@
 
 const POLL_MS = 1000;
 const RETRY_MS = 5000;
-const SMOOTHING = 0.8; // weight of the past in the exponential mean, bias-corrected as in Adam
+const MOST_SMOOTHING = 0.9; // weight of the past in the exponential mean, bias-corrected as in Adam
+const SMOOTH_STEPS = 12; // a curve of so few steps is shown as it is
 const HEIGHT = 180;
 const MARGIN = { top: 10, right: 8, bottom: 30, left: 44 };
 const ACTIVE = new Set(["queued", "running"]);
@@ -53,7 +54,7 @@ class LiveRun {
     const parts = Object.fromEntries([...this.root.querySelectorAll("[data-show]")].map((e) => [e.dataset.show, e]));
     if (parts.phase) parts.phase.textContent = state.phase || state.status;
     if (parts.steps) parts.steps.textContent = state.n_steps ? `${state.step} / ${state.n_steps}` : "";
-    if (parts.left) parts.left.textContent = state.seconds_left > 0 ? `${duration(state.seconds_left)} left` : "";
+    if (parts.left) parts.left.textContent = state.seconds_left > 0 ? text("left", "% left").replace("%", duration(state.seconds_left)) : "";
     if (parts.bar) showProgress(parts.bar, state);
     if (parts.log && state.log !== undefined) showLog(parts.log, state.log);
     if (!state.metrics.length) return;
@@ -73,6 +74,11 @@ function showLog(pre, text) {
   const isAtEnd = pre.scrollTop + pre.clientHeight >= pre.scrollHeight - 8;
   pre.textContent = text;
   if (isAtEnd) pre.scrollTop = pre.scrollHeight;
+}
+
+/** A word of the page in its language, from the data attribute of that name. */
+function text(name, otherwise) {
+  return document.querySelector(`[data-${name}]`)?.dataset[name] ?? otherwise;
 }
 
 function duration(seconds) {
@@ -147,7 +153,7 @@ class Chart {
     const columns = this.xTicks
       .filter((tick) => this.x(tick) <= right + 1)
       .map((tick) => svgElement("text", { x: this.x(tick), y: HEIGHT - 14, "text-anchor": "middle" }, compact(tick)));
-    const label = svgElement("text", { x: (MARGIN.left + right) / 2, y: HEIGHT - 1, "text-anchor": "middle" }, "step");
+    const label = svgElement("text", { x: (MARGIN.left + right) / 2, y: HEIGHT - 1, "text-anchor": "middle" }, text("step", "step"));
     return [...rows, ...columns, label];
   }
 
@@ -165,7 +171,7 @@ class Chart {
       svgElement("line", { class: "cursor", x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
       svgElement("circle", { class: "dot", cx: x, cy: y, r: 3.5 }),
     );
-    this.output.textContent = `step ${this.steps[i]}: ${this.values[i].toFixed(this.digits)}`;
+    this.output.textContent = `${text("step", "step")} ${this.steps[i]}: ${this.values[i].toFixed(this.digits)}`;
   }
 
   /** Without the pointer, the newest mean is shown, and told to who cannot see the curve. */
@@ -180,10 +186,11 @@ class Chart {
 }
 
 function runningMean(values) {
+  const past = Math.max(0, Math.min(MOST_SMOOTHING, 1 - SMOOTH_STEPS / values.length));
   let mean = 0;
   return values.map((value, i) => {
-    mean = SMOOTHING * mean + (1 - SMOOTHING) * value;
-    return mean / (1 - SMOOTHING ** (i + 1));
+    mean = past * mean + (1 - past) * value;
+    return mean / (1 - past ** (i + 1));
   });
 }
 
@@ -205,10 +212,10 @@ function nearest(positions, at) {
   return positions.reduce((best, x, i) => (Math.abs(x - at) < Math.abs(positions[best] - at) ? i : best), 0);
 }
 
-function svgElement(name, attributes, text) {
+function svgElement(name, attributes, content) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
+  if (content !== undefined) element.textContent = content;
   return element;
 }
 

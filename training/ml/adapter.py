@@ -42,6 +42,8 @@ def clean_config(model: PeftModel, base: Base) -> dict[str, Any]:
     alpha = config["lora_alpha"]
     return config | {
         "base_model_name_or_path": base.folder.name,
+        # "q_proj" means that layer in every block, as every block has it. PEFT shortens the list of large models only.
+        "target_modules": sorted({name.rpartition(".")[2] for name in config["target_modules"]}),
         "inference_mode": True,
         "auto_mapping": None,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
