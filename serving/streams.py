@@ -50,7 +50,9 @@ async def paced(texts: AsyncGenerator[str, None]) -> AsyncGenerator[str | None, 
     try:
         while not (reader.done() and latest == shown):
             try:
-                await asyncio.wait_for(changed.wait(), PING_SECONDS)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with a text.
+                async with asyncio.timeout(PING_SECONDS):
+                    await changed.wait()
             except TimeoutError:
                 yield None
                 continue

@@ -1,0 +1,167 @@
+"""The admin of serving: versions with publish and roll back; aliases and their history, to be looked at."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+from unfold.admin import ModelAdmin
+from unfold.decorators import action, display
+
+from serving import adapters, gateway
+from serving.client import EngineDown, EngineError
+from serving.models import Adapter, Deployment, DeploymentEvent
+
+STATUS_COLOURS = {
+    Adapter.Status.REGISTERED: "info",
+    Adapter.Status.READY: "success",
+    Adapter.Status.REJECTED: "danger",
+    Adapter.Status.RETIRED: "warning",
+}
+MAX_REASON_CHARS = 500
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows that the site writes itself: here they are only looked at."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_publish_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
+        return request.user.is_active and request.user.has_perm("serving.change_deployment")
+
+
+@admin.register(Adapter)
+class AdapterAdmin(ReadOnlyAdmin):
+    list_display = ("name", "shown_status", "aliases", "lineage", "self_test_verdict", "created_at")
+    list_filter = ("status", "is_base")
+    search_fields = ("name", "notes", "sha256")
+    readonly_fields = ("shown_status", "aliases", "lineage", "self_test_verdict")
+    fields = (
+        "name", "shown_status", "aliases", "lineage", "notes", "self_test_verdict", "self_test", "error", "sha256",
+        "base_sha256", "manifest", "wanted_until", "created_at",
+    )  # fmt: skip
+    actions_row = ("publish",)
+    actions_detail = ("publish",)
+
+    @display(description=_("status"), ordering="status", label=STATUS_COLOURS)
+    def shown_status(self, adapter: Adapter) -> tuple[str, str]:
+        return adapter.status, adapter.get_status_display()
+
+    @display(description=_("alias"))
+    def aliases(self, adapter: Adapter) -> str:
+        return ", ".join(row.alias for row in adapter.deployments.all()) or "–"
+
+    @display(description=_("made by"))
+    def lineage(self, adapter: Adapter) -> str | SafeString:
+        """The run that made it and the version that it continued, as its manifest has them."""
+        run, parent = adapter.manifest.get("run"), adapter.manifest.get("parent")
+        if adapter.is_base:
+            return str(_("the base model"))
+        if type(run) is not int:
+            return adapter.notes or "–"
+        # By address, not by import: runs belong to a package to the right.
+        link = format_html('<a href="{}">{}</a>', reverse("admin:training_run_change", args=[run]), _("run %d") % run)
+        return format_html(gettext("{} from {}"), link, parent) if parent else link
+
+    @display(description=_("self-test"))
+    def self_test_verdict(self, adapter: Adapter) -> str:
+        return adapter.self_test.get("verdict", "") or adapter.error or "–"
+
+    @action(description=_("Publish…"), url_path="publish", permissions=["publish"])
+    def publish(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        adapter = get_object_or_404(Adapter, pk=object_id)
+        return _confirmed(
+            self,
+            request,
+            title=gettext("Publish %s") % adapter,
+            question=gettext(
+                "New conversations and answers use it from now on. Answers being written keep their version."
+            ),
+            adapter=adapter,
+            act=lambda reason: adapters.publish(adapter, actor=_user(request), reason=reason),
+        )
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ReadOnlyAdmin):
+    list_display = ("alias", "adapter", "previous", "generation", "updated_at")
+    actions_row = ("roll_back",)
+    actions_detail = ("roll_back",)
+
+    @action(description=_("Roll back…"), url_path="roll-back", permissions=["publish"])
+    def roll_back(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        row = get_object_or_404(Deployment, pk=object_id)
+        return _confirmed(
+            self,
+            request,
+            title=gettext("Roll back “%s”") % row.alias,
+            question=gettext("The previous version answers again. It is still loaded."),
+            adapter=row.previous,
+            act=lambda reason: adapters.rollback(row.alias, actor=_user(request), reason=reason),
+        )
+
+
+@admin.register(DeploymentEvent)
+class DeploymentEventAdmin(ReadOnlyAdmin):
+    list_display = ("at", "alias", "generation", "adapter", "previous", "actor", "reason")
+    list_filter = ("alias",)
+    list_select_related = ("adapter", "previous", "actor")
+    search_fields = ("reason", "adapter__name")
+
+
+def _confirmed(
+    model_admin: ModelAdmin,
+    request: HttpRequest,
+    *,
+    title: str,
+    question: str,
+    adapter: Adapter | None,
+    act: Callable[[str], Deployment],
+) -> HttpResponse:
+    """GET asks for a reason; POST acts, says what happened, and goes back to the list."""
+    if request.method == "POST" and (reason := request.POST.get("reason", "").strip()[:MAX_REASON_CHARS]):
+        _act(request, act, reason)
+        return redirect(f"admin:serving_{model_admin.model._meta.model_name}_changelist")
+    context: dict[str, Any] = {
+        **model_admin.admin_site.each_context(request),
+        "title": title,
+        "question": question,
+        "adapter": adapter,
+        "deployment": adapters.deployment(),
+        "is_reason_missing": request.method == "POST",
+        "max_reason_chars": MAX_REASON_CHARS,
+    }
+    return TemplateResponse(request, "serving/admin/confirm.html", context)
+
+
+def _act(request: HttpRequest, act: Callable[[str], Deployment], reason: str) -> None:
+    try:
+        row = act(reason)
+    except (EngineDown, EngineError) as error:
+        messages.error(request, gateway.in_words(error, is_begun=False))
+    except (adapters.NotServable, adapters.NothingToRollBack) as error:
+        messages.error(request, str(error))
+    else:
+        messages.success(request, _("“%(alias)s” is now %(adapter)s.") % {"alias": row.alias, "adapter": row.adapter})
+
+
+def _user(request: HttpRequest) -> Any:
+    if not request.user.is_authenticated:
+        raise PermissionDenied
+    return request.user
