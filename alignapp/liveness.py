@@ -1,10 +1,5 @@
-"""Workers and beat have no port to ask for their health, so each touches a file while it is at work.
+"""Workers and beat have no port to ask for their health, so each touches a file while it is at work."""
 
-`python -m alignapp.liveness NAME` exits with 0 when NAME's file is younger than 30 seconds: a container's health check.
-"""
-
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +7,6 @@ from celery import bootsteps
 from django.conf import settings
 
 INTERVAL = 2.0
-STALE_SECONDS = 30.0
 
 
 def file_of(name: str) -> Path:
@@ -47,7 +41,3 @@ class ReportLiveness(bootsteps.StartStopStep):
 
     def stop(self, parent: Any) -> None:
         self._entry.cancel()
-
-
-if __name__ == "__main__":
-    sys.exit(0 if is_alive(sys.argv[1], time.time() - STALE_SECONDS) else 1)

@@ -1,6 +1,13 @@
-"""The processes of one machine: what each is started with, and how to ask whether it is healthy."""
+"""The processes of the site: what each is started with, and how to ask whether it is healthy.
 
+`manage.py up` starts them all. In a container, `python -m alignapp.processes NAME` becomes one of them, and
+`python -m alignapp.processes --check NAME` exits with 0 when it is healthy: the same commands, the same health.
+"""
+
+import argparse
+import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -12,12 +19,20 @@ from alignapp.liveness import is_alive
 from alignapp.supervisor import Service
 
 HEALTH_TIMEOUT = 1.0
+STALE_SECONDS = 30.0  # a worker or beat that has not been seen at work for this long is not healthy
 
 
 def engine() -> Service:
     """The model server. It needs no database, so it starts before the migrations."""
     command = [sys.executable, "-m", "serving.engine", "--model", settings.MODEL, "--name", settings.BASE_MODEL_NAME]
-    command += ["--adapters", str(settings.ADAPTERS_DIR), "--host", "127.0.0.1", "--port", str(settings.ENGINE_PORT)]
+    command += [
+        "--adapters",
+        str(settings.ADAPTERS_DIR),
+        "--host",
+        settings.ENGINE_HOST,
+        "--port",
+        str(settings.ENGINE_PORT),
+    ]
     if settings.ENGINE_THREADS:
         command += ["--threads", str(settings.ENGINE_THREADS)]
     is_healthy = partial(_answers, f"http://127.0.0.1:{settings.ENGINE_PORT}/health")
@@ -55,6 +70,19 @@ def address() -> str:
     return f"http://{host}:{settings.PORT}"
 
 
+def main(arguments: list[str]) -> int:
+    """Become the process NAME, or with --check say whether it is healthy."""
+    known = {service.name: service for service in [engine(), *all_but_engine()]}
+    parser = argparse.ArgumentParser(prog="python -m alignapp.processes", description=main.__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("name", choices=list(known))
+    options = parser.parse_args(arguments)
+    service = known[options.name]
+    if not options.check:
+        os.execve(service.command[0], [*service.command], {**os.environ, **service.environment})  # noqa: S606
+    return 0 if service.is_healthy(time.time() - STALE_SECONDS) else 1
+
+
 def _celery(command: str) -> list[str]:
     return [sys.executable, "-m", "celery", "--quiet", "--app", "alignapp", command, "--loglevel", settings.LOG_LEVEL]
 
@@ -72,3 +100,7 @@ def _answers(url: str, since: float) -> bool:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -164,6 +164,7 @@ AXES_COOLOFF_TIME = 0.25  # hours
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_VERBOSE = False
+AXES_LOCKOUT_TEMPLATE = "registration/locked.html"
 ADMIN_USERNAME = env.str("ADMIN_USERNAME", default="admin")
 ADMIN_PASSWORD = env.str("ADMIN_PASSWORD", default="")
 
@@ -211,6 +212,7 @@ CELERY_BEAT_SCHEDULE = {
 
 # --- engine and model ------------------------------------------------------------------------------------------------
 MODEL = env.str("MODEL", default=str(VAR_DIR / "models" / "smollm2-135m-instruct"))
+ENGINE_HOST = env.str("ENGINE_HOST", default="127.0.0.1")
 ENGINE_PORT = env.int("ENGINE_PORT", default=8001)
 ENGINE_URLS = env.list("ENGINE_URLS", default=[])
 HAS_EMBEDDED_ENGINE = not ENGINE_URLS

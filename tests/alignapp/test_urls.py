@@ -1,0 +1,51 @@
+"""Every address of the site is closed to strangers, unless it stands here."""
+
+import re
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, reverse
+
+OPEN = {"login", "logout", "invitation", "healthz", "admin:login", "admin:logout", "admin:jsi18n"}
+VALUES = {"int": "1", "slug": "x", "uuid": str(uuid.UUID(int=1)), "str": "x", "path": "x/"}
+
+
+def _patterns(resolver: URLResolver, prefix: str = "", space: str = "") -> Iterator[tuple[str, str]]:
+    """Name and path of every address, parameters filled in."""
+    for entry in resolver.url_patterns:
+        path = prefix + str(entry.pattern)
+        if isinstance(entry, URLResolver):
+            yield from _patterns(entry, path, f"{space}{entry.namespace}:" if entry.namespace else space)
+        elif isinstance(entry, URLPattern) and entry.name:
+            yield f"{space}{entry.name}", "/" + re.sub(r"<(\w+):\w+>", lambda match: VALUES[match[1]], path)
+
+
+ADDRESSES = sorted({item for item in _patterns(get_resolver()) if item[0] not in OPEN and "(" not in item[1]})
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("name", "path"), ADDRESSES)
+def test_it_is_closed_to_strangers(client: Client, name: str, path: str) -> None:
+    for method in (client.get, client.post):
+        response = method(path)
+        is_to_login = response.status_code == 302 and "/login/" in response["Location"]
+        assert is_to_login or response.status_code in {401, 403, 404, 405}, f"{name} answered {response.status_code}"
+
+
+@pytest.mark.django_db
+def test_it_serves_static_files_without_collectstatic(client: Client) -> None:
+    response = client.get("/static/site.css")
+    assert response.status_code == 200
+    assert response["Content-Type"].startswith("text/css")
+    assert "Access-Control-Allow-Origin" not in response
+    again = client.get("/static/site.css", headers={"if-none-match": response["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.django_db
+def test_it_forbids_inline_code_outside_the_admin(client: Client) -> None:
+    policy = client.get(reverse("login"))["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
