@@ -80,9 +80,9 @@ def _read_config(folder: Path) -> tuple[int, float]:
         if config.get(key) not in allowed:
             raise InvalidAdapter(f"adapter_config.json sets {key}, which this engine does not serve.")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
         raise InvalidAdapter(f"The adapter's rank must be between 1 and {MAX_RANK}, not {rank!r}.")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e6:
         raise InvalidAdapter(f"The adapter's lora_alpha must be a number, not {alpha!r}.")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
 

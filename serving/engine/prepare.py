@@ -5,20 +5,22 @@ template and alignapp-model.json. All or nothing: the folder appears under its n
 """
 
 import argparse
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from serving.engine.model_folder import (
@@ -47,16 +49,18 @@ def prepare(source: Path, output: Path, report: Report) -> Manifest:
     if not source.exists():
         raise CannotPrepare(f"There is no model source {source}.")
     dtype = best_dtype()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+    scratch = output.with_name(output.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a preparation that was killed
+    scratch.mkdir(parents=True)
+    try:
         report(f"reading {source}")
-        readable = _readable(source, Path(scratch))
+        readable = _readable(source, scratch)
         sha256 = source_sha256(readable)
         if _is_done(output, sha256):
             report(f"{output} is up to date")
             return read_manifest(output)
         _check_space(readable, output.parent, dtype)
-        built = Path(scratch) / output.name
+        built = scratch / output.name
         report(f"converting to {dtype} (takes about half a minute for a small model)")
         architecture = _convert(readable, built, dtype)
         manifest = Manifest(
@@ -69,7 +73,9 @@ def prepare(source: Path, output: Path, report: Report) -> Manifest:
         (built / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _make_readable(built)
         check(built)
-        _replace(built, output, Path(scratch))
+        _replace(built, output, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
 
@@ -77,8 +83,8 @@ def best_dtype() -> str:
     """bfloat16 where the hardware computes in it, else float32 (emulated bf16 is slower than float32)."""
     if torch.cuda.is_available():
         return "bfloat16"
-    capabilities = torch.backends.cpu.get_cpu_capability(), torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if capabilities[1] or torch.cpu._is_amx_tile_supported() else "float32"
+    is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if is_fast else "float32"
 
 
 def source_sha256(source: Path) -> str:
@@ -141,15 +147,18 @@ def _convert(source: Path, built: Path, dtype: str) -> str:
     return architecture
 
 
-def _load(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, AutoTokenizer]:
-    if source.is_dir():
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
-        return model, AutoTokenizer.from_pretrained(source, local_files_only=True)
-    where = {"gguf_file": source.name, "local_files_only": True}
-    # Without dequantize the weights would stay packed.
-    how = {"quantization_config": GgufConfig(dequantize=True), "dtype": dtype}
-    model = AutoModelForCausalLM.from_pretrained(source.parent, **where, **how)
-    return model, AutoTokenizer.from_pretrained(source.parent, **where)
+def _load(source: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of transformers."""
+    folder = source if source.is_dir() else source.parent
+    where: dict[str, Any] = {"local_files_only": True}
+    how: dict[str, Any] = {"dtype": dtype}
+    if source.is_file():
+        where["gguf_file"] = source.name
+        how["quantization_config"] = GgufConfig(dequantize=True)  # without it the weights would stay packed
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars; what goes wrong is raised
+        return AutoModelForCausalLM.from_pretrained(folder, **where, **how), AutoTokenizer.from_pretrained(
+            folder, **where
+        )
 
 
 def _make_readable(folder: Path) -> None:
@@ -173,7 +182,14 @@ def _first_line(error: BaseException) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.engine.prepare", description=__doc__)
-    parser.add_argument("--source", type=Path, required=True, help="a .gguf file, a wheel with one, or a folder")
+    parser.add_argument(
+        "--source",
+        "--wheel-or-folder",
+        dest="source",
+        type=Path,
+        required=True,
+        help="a .gguf file, a wheel with one, or a folder",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the model folder to make")
     options = parser.parse_args(arguments)
     transformers_logging.disable_progress_bar()

@@ -48,9 +48,9 @@ def error(message: str, status: int, param: str | None = None, code: str | None 
 class Fields:
     """Takes a JSON object apart, one checked field at a time. A null is the same as an absent field."""
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Any, name: str | None = None) -> None:
         if not isinstance(body, dict):
-            raise BadRequest("The request body must be a JSON object.")
+            raise BadRequest(f"{name or 'The request body'} must be a JSON object.", name)
         self._left = {key: value for key, value in body.items() if value is not None}
 
     def take(self, name: str) -> Any:
@@ -198,7 +198,7 @@ def _is_text_part(part: Any) -> bool:
 
 def _generation(fields: Fields, max_tokens: int | None, n_top: int | None, n_vocabulary: int) -> dict[str, Any]:
     """The fields that chat and text completions share, as arguments of Generation; nothing may be left over."""
-    stream, stream_options = fields.flag("stream"), Fields(fields.take("stream_options") or {})
+    stream, stream_options = fields.flag("stream"), Fields(fields.take("stream_options") or {}, "stream_options")
     n = fields.integer("n", 1, 1, MAX_CHOICES)
     has_usage = stream_options.flag("include_usage")
     stream_options.finish()

@@ -192,7 +192,7 @@ class Scheduler:
             sequence.chain.append(block)
             sequence.n_computed += len(tokens)
             sequence.n_cached += len(tokens)
-            sequence.hidden = block.hidden
+        sequence.hidden = sequence.chain[-1].hidden
         return None
 
     def _run(self, version: Version, work: list[Work]) -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -130,12 +130,11 @@ class Versions:
         self._is_closing = True
 
     def _merge(self, adapter: lora.Lora) -> Weights:
-        layers = []
-        for layer in weights.merge_layers(self.base.weights, self._checkpoint, adapter):
-            layers.append(layer)
-            if self._is_closing:
-                raise Refused("The engine is shutting down.")
-        return replace(self.base.weights, layers=tuple(layers))
+        return weights.merge(self.base.weights, self._checkpoint, adapter, self._check_open)
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise Refused("The engine is shutting down.")
 
     def _loaded_before(self, name: str, sha256: str) -> Version | None:
         """The resident version of this name, taken back if it was leaving. Raises Refused if it is another file."""

@@ -4,9 +4,10 @@ Versions share every tensor that the adapter does not touch. Projections that re
 gate and up), so a layer has four matrix products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -93,16 +94,20 @@ def load(config: ModelConfig, checkpoint: Checkpoint) -> Weights:
     )
 
 
-def merge_layers(base: Weights, checkpoint: Checkpoint, lora: Lora) -> Iterator[Layer]:
-    """The layers of a version of its own: base + scale·BA for every projection that the adapter touches, in float32.
+def merge(base: Weights, checkpoint: Checkpoint, lora: Lora, check: Callable[[], None] = lambda: None) -> Weights:
+    """A version of its own: base + scale·BA for every projection that the adapter touches, computed in float32.
 
-    Reads the dense base from the checkpoint again (the resident one is packed). Slow path, for a background thread: each
-    layer takes some ten milliseconds, and the caller may stop between two.
+    Reads the dense base from the checkpoint again (the resident one is packed). Slow path, for a background thread; `check`
+    is called before each layer and ends the merge by raising.
     """
     fused = {"qkv": QKV, "out": OUT, "gate_up": GATE_UP, "down": DOWN}
+    layers = []
     for i, layer in enumerate(base.layers):
+        check()
         touched = {k: names for k, names in fused.items() if any(lora.touches(i, name) for name in names)}
-        yield replace(layer, **{k: _linear(checkpoint, i, names, lora) for k, names in touched.items()})
+        changes: dict[str, Any] = {k: _linear(checkpoint, i, names, lora) for k, names in touched.items()}
+        layers.append(replace(layer, **changes))
+    return replace(base, layers=tuple(layers))
 
 
 def _load_layer(checkpoint: Checkpoint, i: int) -> Layer:
