@@ -23,10 +23,9 @@ from training import catalog
 DATA = REPOSITORY.parent / "shared" / "data" / "alpaca_eval_pairs_train.jsonl.gz"
 # A campaign of its own; the starter campaign's candidates would compete for the two cores.
 PREPARE = """
-from django.utils import timezone
 from labeling import starter
 from labeling.models import Campaign, Prompt
-starter.ensure(timezone.now())
+starter.ensure()
 Prompt.objects.update(candidates_state="none")
 Campaign.objects.create(name="Benchmark", slug="benchmark", n_candidates=0)
 """

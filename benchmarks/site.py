@@ -113,14 +113,14 @@ class Client:
         html = self.post("/chat/start/", json={"content": question}).json()["html"]
         path = re.search(r"/chat/messages/[0-9a-f-]+/stream/", html)
         assert path is not None, html
+        first = None
         with self.http.stream("GET", path[0]) as stream:
             for line in stream.iter_lines():
-                if line.startswith("event: text"):
+                if first is None and line.startswith("event: text"):
                     first = time.monotonic()
-                    for _ in stream.iter_lines():
-                        pass
-                    return path[0].split("/")[3], first
-        raise RuntimeError("The answer had no text.")
+        if first is None:
+            raise RuntimeError("The answer had no text.")
+        return path[0].split("/")[3], first
 
 
 ROLES = {  # the first that matches a command line names the process
