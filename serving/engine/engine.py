@@ -46,7 +46,7 @@ class Engine:
     metrics: Metrics
 
     def start(self) -> None:
-        self.scheduler.start(self.options.n_threads)
+        self.scheduler.start(self.options.n_threads or torch.get_num_threads())
 
     def stop(self) -> None:
         """End all requests with an error. Does not wait."""

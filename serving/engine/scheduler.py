@@ -62,7 +62,7 @@ class Scheduler:
 
     # --- called from other threads -----------------------------------------------------------------------------------
     def start(self, n_threads: int) -> None:
-        """n_threads: cores for the products; 0 for all."""
+        """n_threads: cores for the products."""
         self._n_threads = n_threads
         self._thread.start()
 
@@ -105,8 +105,7 @@ class Scheduler:
 
     # --- the engine's thread -----------------------------------------------------------------------------------------
     def _loop(self) -> None:
-        if self._n_threads:
-            torch.set_num_threads(self._n_threads)
+        torch.set_num_threads(self._n_threads)  # this thread's; a loader may have set another default meanwhile
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._is_stopping or self._waiting or self._running)
