@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +39,9 @@ def folder(run_id: int, attempt: int) -> Path:
 def prepare(run: Run, attempt: int, token: int, until: datetime) -> Path:
     """Makes the folder with config.json and lease.json; the run must have its snapshot."""
     path = folder(run.pk, attempt)
-    path.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # another run's of the same number, from before the database was restored
+        path.rename(path.with_name(f"stale-{path.name}-{secrets.token_hex(4)}"))
+    path.mkdir(parents=True)
     write_json(path / "config.json", _config(run, attempt, token))
     write_lease(path, token, until)
     return path
@@ -118,8 +121,21 @@ def newest_checkpoint(run: Run) -> Path | None:
 
 def finished(run: Run) -> Path | None:
     """An earlier attempt whose trainer was done, though its supervisor did not live to say so."""
-    done = [path.parent for path in run.folder.glob("attempt-*/result.json") if (path.parent / "adapter").is_dir()]
+    done = [path.parent for path in run.folder.glob("attempt-*/result.json") if _is_of(run, path.parent)]
     return max(done, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _is_of(run: Run, path: Path) -> bool:
+    """Whether an attempt did this run's work: after a restore of the database, numbers come again."""
+    config = read_json(path / "config.json") or {}
+    ours = (run.method, run.params, run.snapshot.sha256 if run.snapshot else None, _incumbent_name(run))
+    names = ("method", "params", "snapshot_sha256", "incumbent_name")
+    return (path / "adapter").is_dir() and tuple(config.get(name) for name in names) == ours
+
+
+def _incumbent_name(run: Run) -> str | None:
+    """The base is no incumbent: there is nothing to continue, and its margins are known."""
+    return run.incumbent.name if run.incumbent and not run.incumbent.is_base else None
 
 
 def _lineage(run: Run) -> list[int]:
@@ -133,7 +149,7 @@ def _lineage(run: Run) -> list[int]:
 def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:
     if run.snapshot is None:
         raise ValueError(f"{run} has no snapshot yet: freeze one before an attempt is prepared")
-    incumbent = run.incumbent if run.incumbent and not run.incumbent.is_base else None
+    incumbent = _incumbent_name(run)
     checkpoint = newest_checkpoint(run)
     return {
         "run": run.pk,
@@ -145,8 +161,8 @@ def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:
         "snapshot": str(run.snapshot.folder),
         "snapshot_sha256": run.snapshot.sha256,
         "cache": str(settings.ARTIFACTS_DIR / "cache" / "reference"),
-        "incumbent": str(incumbent.folder) if incumbent else None,
-        "incumbent_name": incumbent.name if incumbent else None,
+        "incumbent": str(settings.ADAPTERS_DIR / incumbent) if incumbent else None,
+        "incumbent_name": incumbent,
         "resume": str(checkpoint) if checkpoint else None,
         "threads": settings.TRAIN_THREADS,
         "nice": settings.TRAIN_NICE,

@@ -15,6 +15,7 @@ from django.conf import settings
 log = logging.getLogger(__name__)
 
 SECRETS = ("SECRET_KEY", "ENGINE_TOKEN", "ADMIN_PASSWORD", "DATABASE_URL", "REDIS_URL")
+TRAINER = [sys.executable, "-m", "training.ml.train"]
 STOP_SECONDS = 10.0
 SAME_START_SECONDS = 2.0  # the kernel's idea of its own boot time moves a little when the clock is set
 
@@ -32,7 +33,7 @@ def start_trainer(folder: Path) -> subprocess.Popen[bytes]:
     """Starts the trainer on an attempt's folder, in a process group of its own, logging to log.txt."""
     with (folder / "log.txt").open("ab") as log_file:
         return subprocess.Popen(
-            [sys.executable, "-m", "training.ml.train", str(folder)],
+            [*TRAINER, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,

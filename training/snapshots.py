@@ -120,7 +120,7 @@ def to_line(pair: Pair, texts: dict[int, str], old: Collection[int]) -> dict[str
     `label` is the share of votes for `chosen` (a tie counts half for each side), `weight` the number of votes: a soft
     label with that weight has the loss of its votes one by one. `margin` is the mean strength towards `chosen`.
     """
-    share = sum(pair.votes) / len(pair.votes)
+    share = sum(pair.votes) / len(pair.votes)  # of first
     chosen, rejected = (pair.first, pair.second) if share >= 0.5 else (pair.second, pair.first)
     strength = sum(pair.strengths) / len(pair.strengths)
     margin = max(strength if share >= 0.5 else -strength, 0.0) if share != 0.5 else 0.0
@@ -132,7 +132,7 @@ def to_line(pair: Pair, texts: dict[int, str], old: Collection[int]) -> dict[str
         "rejected": texts[rejected],
         "chosen_id": chosen,
         "rejected_id": rejected,
-        "label": max(share, 1 - share),
+        "label": max(sum(pair.votes), len(pair.votes) - sum(pair.votes)) / len(pair.votes),
         "weight": float(len(pair.votes)),
         "margin": margin,
         "judgments": pair.judgments,

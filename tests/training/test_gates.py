@@ -1,0 +1,194 @@
+"""The gate's figures against hand-computed ones, and its rule."""
+
+import json
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labeling.models import Campaign
+from serving import adapters
+from serving.models import Adapter
+from tests.training.rows import add_campaign, add_comparison, add_judged, add_prompt, judge
+from training import attempts, gates
+from training.gates import BrokenEvaluation, ReasonWanted, Score, compare, describe, is_passed
+from training.models import Policy, Run
+from training.snapshots import freeze, is_heldout
+
+MARGINS = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.integers(0, 9)), min_size=1, max_size=40)
+
+
+def score(rows: list[tuple[float, float, int]]) -> Score:
+    return compare(np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), [str(r[2]) for r in rows])
+
+
+def test_it_counts_margins_above_zero_and_half_of_those_at_zero() -> None:
+    found = score([(1.0, 0.0, 0), (0.5, -1.0, 1), (0.0, 2.0, 2), (-0.1, 0.0, 3)])
+    assert found.accuracy == (1 + 1 + 0.5 + 0) / 4
+    assert found.incumbent_accuracy == (0.5 + 0 + 1 + 0.5) / 4
+    assert found.difference == found.accuracy - found.incumbent_accuracy
+
+
+@given(MARGINS)
+def test_the_base_is_right_half_of_the_time(rows: list[tuple[float, float, int]]) -> None:
+    assert score([(new, 0.0, prompt) for new, _old, prompt in rows]).incumbent_accuracy == 0.5
+
+
+@given(MARGINS)
+def test_the_interval_is_around_the_difference_and_mirrors_with_it(rows: list[tuple[float, float, int]]) -> None:
+    there, back = score(rows), score([(old, new, prompt) for new, old, prompt in rows])
+    assert there.low is not None
+    assert there.high is not None
+    assert back.low is not None
+    assert there.difference is not None
+    assert -1 <= there.low <= there.high <= 1
+    assert back.low == pytest.approx(-there.high)
+    if there.n_prompts == 1:
+        assert there.low == pytest.approx(there.difference)
+
+
+def test_the_interval_is_that_of_all_resamples_of_prompts() -> None:
+    """Three prompts have 27 resamples, each as likely: their percentiles are known exactly."""
+    rows = [(1.0, -1.0, 0), (1.0, -1.0, 0), (1.0, 1.0, 1), (-1.0, 1.0, 2)]
+    gains, sizes = np.array([2.0, 0.0, -1.0]), np.array([2, 1, 1])
+    all_resamples = [gains[list(i)].sum() / sizes[list(i)].sum() for i in product(range(3), repeat=3)]
+    low, high = np.percentile(np.repeat(all_resamples, 1000), [2.5, 97.5])
+    found = score(rows)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_interval_covers_like_a_normal_one_of_many_prompts() -> None:
+    rng = np.random.default_rng(0)
+    margins = np.where(rng.random(900) < 0.7, 1.0, -1.0)
+    found = compare(margins, np.zeros(900), [str(i) for i in range(900)])
+    right = (margins > 0).astype(float)
+    half = 1.96 * right.std(ddof=1) / 30
+    assert found.low == pytest.approx(right.mean() - 0.5 - half, abs=0.004)
+    assert found.high == pytest.approx(right.mean() - 0.5 + half, abs=0.004)
+
+
+def test_pairs_of_one_prompt_widen_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    prompts = np.repeat(rng.random(40) < 0.7, 5)
+    margins = np.where(prompts, 1.0, -1.0)
+    apart = compare(margins, np.zeros(200), [str(i) for i in range(200)])
+    together = compare(margins, np.zeros(200), [str(i // 5) for i in range(200)])
+    assert apart.difference == together.difference
+    assert _width(together) > 1.5 * _width(apart)
+
+
+def _width(found: Score) -> float:
+    assert found.low is not None
+    assert found.high is not None
+    return found.high - found.low
+
+
+def test_it_gives_the_same_interval_every_time() -> None:
+    rows = [(1.0, 0.0, i) for i in range(9)] + [(-1.0, 0.5, 9)]
+    assert score(rows) == score(rows)
+
+
+@pytest.mark.parametrize(
+    ("figures", "verdict", "passes"),
+    [
+        ((412, 0.041, 0.006, 0.075), "better by 4.1 points, 95 % 0.6 to 7.5, 412 held-out pairs", True),
+        ((412, -0.03, -0.05, -0.01), "worse by 3.0 points, 95 % −5.0 to −1.0, 412 held-out pairs", False),
+        ((50, 0.02, -0.04, 0.08), "no clear difference: +2.0 points, 95 % −4.0 to 8.0, 50 held-out pairs", False),
+        ((50, 0.0, 0.0, 0.0), "no clear difference: +0.0 points, 95 % 0.0 to 0.0, 50 held-out pairs", True),
+        ((3, 0.5, 0.5, 0.5), "not enough judgments to tell: 3 held-out pairs, at least 20 wanted", False),
+    ],
+)
+def test_it_says_the_verdict_in_words(figures: tuple[int, float, float, float], verdict: str, passes: bool) -> None:
+    n, difference, low, high = figures
+    found = Score(n, n, 0.5 + difference, 0.5, difference, low, high)
+    assert describe(found, 20) == verdict
+    assert is_passed(found, 20) is passes
+
+
+def test_it_cannot_tell_without_pairs() -> None:
+    found = compare(np.array([]), np.array([]), [])
+    assert describe(found, 20) == "not enough judgments to tell: 0 held-out pairs, at least 20 wanted"
+    assert not is_passed(found, 0)
+
+
+def add_run(campaign: Campaign) -> Run:
+    base = Adapter.objects.create(name="base-b", sha256="b" * 64, base_sha256="b" * 64, is_base=True)
+    return Run.objects.create(campaign=campaign, snapshot=freeze(campaign), incumbent=base)
+
+
+def add_adapter() -> Adapter:
+    return Adapter.objects.create(name="adapter-2-abcdef", sha256="a" * 64, base_sha256="b" * 64)
+
+
+def write_evaluation(run: Run, value: float, **changes: Any) -> None:
+    assert run.snapshot
+    lines = [json.loads(line) for line in (run.snapshot.folder / "heldout.jsonl").open()]
+    rows = [
+        {"pair": line["pair"], "prompt_sha256": line["prompt_sha256"], "margin": value, "incumbent_margin": 0.0}
+        for line in lines
+    ]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    attempts.write_json(run.folder / "evaluation.json", {"heldout": [row | changes for row in rows]})
+
+
+@pytest.mark.django_db
+def test_it_stores_verdict_and_evidence_once_per_run() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 5)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
+    run, adapter = add_run(campaign), add_adapter()
+    write_evaluation(run, 0.3)
+    evaluation = gates.evaluate(run, adapter, run.folder)
+    assert evaluation.is_passed
+    assert evaluation.verdict == "better by 50.0 points, 95 % 50.0 to 50.0, 5 held-out pairs"
+    assert evaluation.evidence["min_heldout_pairs"] == 5
+    write_evaluation(run, -0.3)
+    again = gates.evaluate(run, adapter, run.folder)
+    assert (again.pk, again.is_passed) == (evaluation.pk, False)
+
+
+@pytest.mark.django_db
+def test_it_leaves_out_pairs_that_people_called_a_tie() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 2)
+    prompt = add_prompt(campaign)
+    while not is_heldout(prompt.sha256):
+        prompt = add_prompt(campaign)
+    judge(add_comparison(prompt), "tie")
+    run = add_run(campaign)
+    write_evaluation(run, 0.3)
+    evidence = gates.evaluate(run, add_adapter(), run.folder).evidence
+    assert (evidence["n_pairs"], evidence["ties_left_out"]) == (2, 1)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("change", [{"margin": "0.3"}, {"margin": None}, {"pair": 7}, {"incumbent_margin": None}])
+def test_it_refuses_an_evaluation_that_is_none(change: dict[str, Any]) -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 1)
+    run = add_run(campaign)
+    adapter = add_adapter()
+    with pytest.raises(BrokenEvaluation):
+        gates.evaluate(run, adapter, run.folder)
+    write_evaluation(run, 0.3, **change)
+    with pytest.raises(BrokenEvaluation):
+        gates.evaluate(run, adapter, run.folder)
+
+
+@pytest.mark.django_db
+def test_it_publishes_what_did_not_pass_only_with_a_reason() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 1)
+    run = add_run(campaign)
+    with pytest.raises(adapters.NotServable):
+        gates.publish(run, actor=None)
+    run.adapter = add_adapter()
+    for reason in ("", "  "):
+        with pytest.raises(ReasonWanted, match="adapter-2-abcdef"):
+            gates.publish(run, actor=None, reason=reason)
+    write_evaluation(run, 0.3)
+    gates.evaluate(run, run.adapter, run.folder)
+    assert gates.needs_reason(run.adapter)  # one pair is not enough to pass
