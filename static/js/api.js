@@ -40,7 +40,7 @@ async function request(url, { headers = {}, ...options } = {}) {
     throw new ApiError(toasts.dataset.offline);
   }
   const body = await jsonOf(response);
-  if (response.redirected && body === null) throw new ApiError(toasts.dataset.forbidden, { status: 401 }); // the login page
+  if (response.redirected && body === null) throw new ApiError(toasts.dataset.loggedOut, { status: 401 }); // to the login page
   if (!response.ok) throw new ApiError(sentence(response.status, body), { status: response.status, body });
   return body;
 }
@@ -66,7 +66,9 @@ async function jsonOf(response) {
 /** What the server said, where it said something for people; else our own words for the status. */
 function sentence(status, body) {
   const said = typeof body?.detail === "string" ? body.detail : (body?.error?.message ?? firstProblem(body));
-  if (status === 401 || status === 403) return said ?? toasts.dataset.forbidden;
+  if (status === 401) return toasts.dataset.loggedOut;
+  if (status === 403) return said ?? toasts.dataset.forbidden;
+  if (status === 404) return said ?? toasts.dataset.missing;
   if (status === 429) return toasts.dataset.busy;
   if (status >= 500) return toasts.dataset.failed;
   return said ?? toasts.dataset.failed;
