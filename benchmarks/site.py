@@ -64,9 +64,9 @@ class Site:
                 cwd=REPOSITORY, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         deadline = time.monotonic() + timeout
-        while "is ready" not in self.log.read_text()[position:]:
+        while "is ready" not in (said := self.log.read_bytes()[position:].decode()):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"`manage.py up` is not ready:\n{self.log.read_text()[position:]}")
+                raise RuntimeError(f"`manage.py up` is not ready:\n{said}")
             time.sleep(0.1)
 
     def stop(self) -> int:
