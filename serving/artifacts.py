@@ -133,7 +133,7 @@ def header(file: Path) -> dict[str, Tensor]:
     """
     entries, end = _entries(file)
     tensors = {name: _tensor(entry, end, file.name) for name, entry in entries.items()}
-    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
         _require(tensor.start == end, file.name, _("its tensors overlap or leave a gap"))
         end = tensor.stop
     _require(end == file.stat().st_size, file.name, _("it is cut off or has data behind its tensors"))

@@ -9,7 +9,7 @@ from typing import Any, cast
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -33,6 +33,8 @@ def json_errors(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
             return view(request, *args, **kwargs)
         except (chat.Refused, BadRequest) as error:
             return _error(400, str(error))
+        except Http404:
+            return _error(404, _not_found())
         except adapters.UnknownModel as error:
             return _error(404, str(error))
         except (EngineDown, EngineError) as error:
@@ -131,7 +133,11 @@ def message_regenerate(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 async def message_stream(request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
     """Server-sent events; leaving ends the answer."""
     user = cast(User, await request.auser())
-    await gateway.in_database(_owned_answer, user, pk)
+    try:
+        await gateway.in_database(_owned_answer, user, pk)
+    except Http404:
+        # Answered here: Django would render its page in a thread of its own, whose connection nobody closes.
+        return _error(404, _not_found())
     response = StreamingHttpResponse(streams.events(pk, _end), content_type="text/event-stream")
     response["Cache-Control"] = "no-cache, no-transform"
     response["X-Accel-Buffering"] = "no"  # nginx would hold the events back
@@ -218,6 +224,10 @@ def _answer(request: HttpRequest, pk: uuid.UUID) -> Message:
 def _owned_answer(user: User, pk: uuid.UUID) -> Message:
     rows = Message.objects.select_related("adapter", "parent", "conversation")
     return get_object_or_404(rows, pk=pk, conversation__owner=user, role=Message.Role.ASSISTANT)
+
+
+def _not_found() -> str:
+    return _("This is gone, or was never yours. Reload the page.")
 
 
 def _error(status: int, words: str) -> JsonResponse:

@@ -27,6 +27,7 @@ class ScriptedEngine:
         self.refusal: tuple[int, str] | None = None
         self.effects: dict[tuple[int, ...], list[float]] = {}  # what an adapter adds to log-probabilities
         self.scale = 1.0
+        self.unloadable: set[str] = set()  # names that it refuses to load
         self.scripts: dict[str, list[str]] = {}  # pieces by model name
 
     def models(self) -> list[str]:
@@ -88,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _load(self, body: dict[str, Any]) -> None:
         if body["lora_name"] in self.engine.adapters:
             self._refuse(400, "already loaded")
+            return
+        if body["lora_name"] in self.engine.unloadable:
+            self._refuse(400, "no such folder")
             return
         self.engine.adapters[body["lora_name"]] = body["lora_path"]
         self._text("Success")

@@ -3,7 +3,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
@@ -19,6 +19,7 @@ async def collect(engine: Engine, **sampling: Any) -> list[Delta | Usage]:
     return [piece async for piece in engine.stream_chat("base", MESSAGES, **sampling)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_it_parses_events_whatever_the_borders_of_chunks(cuts: list[int]) -> None:
     borders = [0, *sorted(cuts), len(STREAM)]

@@ -1,0 +1,105 @@
+from collections.abc import Callable
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+from pytest_django import Settings
+
+from serving import adapters, tasks
+from serving.models import Adapter, Deployment, DeploymentEvent
+from tests.serving.scripted import ScriptedEngine
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("engine")]
+Maker = Callable[[int], Adapter]
+LISTS = ["serving_adapter", "serving_deployment", "serving_deploymentevent"]
+
+
+def publish_url(row: Adapter) -> str:
+    return reverse("admin:serving_adapter_publish", args=[row.pk])
+
+
+def roll_back_url() -> str:
+    return reverse("admin:serving_deployment_roll_back", args=[Deployment.objects.get().pk])
+
+
+def said(response: object) -> str:
+    return " ".join(str(message) for message in response.context["messages"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_it_shows_lists_and_rows_to_administrators_only(
+    admin_client: Client, client: Client, eve: User, good_adapter: Maker, model: str
+) -> None:
+    row = good_adapter(1)
+    adapters.publish(row)
+    object_id = {"serving_adapter": row, "serving_deployment": Deployment.objects.get()}.get(
+        model, DeploymentEvent.objects.all()[0]
+    )
+    for url in (reverse(f"admin:{model}_changelist"), reverse(f"admin:{model}_change", args=[object_id.pk])):
+        response = admin_client.get(url)
+        assert response.status_code == 200
+        assert row.name.encode() in response.content
+        client.force_login(eve)
+        assert client.get(url).status_code == 302
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_it_lets_nobody_edit_rows_by_hand(admin_client: Client, good_adapter: Maker, model: str) -> None:
+    adapters.publish(good_adapter(1))
+    assert admin_client.get(reverse(f"admin:{model}_add")).status_code == 403
+    row = admin_client.get(reverse(f"admin:{model}_changelist")).context["cl"].queryset[0]
+    assert admin_client.post(reverse(f"admin:{model}_change", args=[row.pk]), {}).status_code == 403
+    assert admin_client.post(reverse(f"admin:{model}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
+
+
+def test_it_publishes_after_a_reason(admin_client: Client, admin_user: User, good_adapter: Maker) -> None:
+    row = good_adapter(1)
+    assert b"Reason" in admin_client.get(publish_url(row)).content
+    assert b"Give a reason" in admin_client.post(publish_url(row), {"reason": " "}).content
+    assert adapters.current().is_base
+    response = admin_client.post(publish_url(row), {"reason": "It is kinder."}, follow=True)
+    assert row.name in said(response)
+    event = DeploymentEvent.objects.get(generation=2)
+    assert (event.adapter, event.actor, event.reason) == (row, admin_user, "It is kinder.")
+
+
+def test_it_rolls_back_after_a_reason(admin_client: Client, good_adapter: Maker) -> None:
+    adapters.publish(good_adapter(1))
+    admin_client.post(roll_back_url(), {"reason": "It rambles."})
+    assert adapters.current().is_base
+
+
+def test_it_says_why_nothing_was_published(
+    admin_client: Client, good_adapter: Maker, engine: ScriptedEngine, settings: Settings
+) -> None:
+    engine.scale = 0
+    row = good_adapter(1)
+    assert "does not do" in said(admin_client.post(publish_url(row), {"reason": "x"}, follow=True))
+    adapters.deployment()
+    assert "only one version" in said(admin_client.post(roll_back_url(), {"reason": "x"}, follow=True))
+    engine.scale = 1
+    other = good_adapter(2)
+    settings.ENGINE_URLS = ["http://127.0.0.1:9"]
+    assert "starting" in said(admin_client.post(publish_url(other), {"reason": "x"}, follow=True))
+
+
+def test_it_is_closed_to_everybody_else(client: Client, eve: User, good_adapter: Maker) -> None:
+    row = good_adapter(1)
+    adapters.deployment()
+    eve.is_staff = True  # may enter the admin, but was given no permission
+    eve.save()
+    for url in (publish_url(row), roll_back_url()):
+        client.logout()
+        assert client.post(url, {"reason": "x"}).status_code == 302
+        client.force_login(eve)
+        assert client.post(url, {"reason": "x"}).status_code == 403
+    assert adapters.current().is_base
+
+
+def test_it_reconciles_in_a_task(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    row = good_adapter(1)
+    adapters.publish(row)
+    engine.adapters.clear()
+    tasks.reconcile()
+    assert row.name in engine.adapters
