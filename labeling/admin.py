@@ -86,11 +86,6 @@ class PromptAdmin(ModelAdmin):
     list_select_related = ("campaign",)
     actions = ("ask_again",)
 
-    @admin.display(description=_("prompt"))
-    def excerpt(self, prompt: Prompt) -> str:
-        text = prompt.messages[-1]["content"]
-        return text if len(text) <= 100 else f"{text[:99]}…"
-
     @admin.action(description=_("Ask the model for responses"))
     def ask_again(self, request: HttpRequest, queryset: QuerySet[Prompt]) -> None:
         n = prompts.want_candidates(queryset)

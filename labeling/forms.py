@@ -19,6 +19,8 @@ class InvitationForm(BaseUserCreationForm):
     class Meta:
         model = User
         fields = ("username",)
+        widgets = {"username": forms.TextInput(attrs={"autocomplete": "username"})}
+        help_texts = {"username": _("Letters, digits and @ . + - _")}
 
     def clean_username(self) -> str:
         username = self.cleaned_data["username"]
@@ -55,6 +57,14 @@ class CampaignForm(forms.ModelForm):
     class Meta:
         model = Campaign
         exclude = ()  # noqa: DJ006 - an administrator edits every field
+        labels = {
+            "allow_both_bad": _("Allow “both bad”"),
+            "overlap": _("Judgments per pair"),
+            "min_dwell_ms": _("Minimal dwell (ms)"),
+            "n_candidates": _("Responses per prompt"),
+            "max_tokens": _("Tokens per response, at most"),
+            "lease_seconds": _("Seconds that a pair is held"),
+        }
 
     def clean_temperatures(self) -> list[float]:
         values = self.cleaned_data["temperatures"] or []

@@ -61,6 +61,9 @@ class Membership(models.Model):
     class Meta:
         constraints = [models.UniqueConstraint(fields=["campaign", "user"], name="one_membership_per_person")]
 
+    def __str__(self) -> str:
+        return f"{self.user} ({self.get_role_display()})"
+
 
 class Invitation(models.Model):
     """A link that makes one account. Only its hash is stored; `role` administrator means the whole site."""
@@ -82,6 +85,9 @@ class Invitation(models.Model):
     used_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
+
+    def __str__(self) -> str:
+        return self.note or self.get_role_display()
 
 
 class Prompt(models.Model):
@@ -108,6 +114,15 @@ class Prompt(models.Model):
     class Meta:
         constraints = [models.UniqueConstraint(fields=["campaign", "sha256"], name="prompt_once_per_campaign")]
         indexes = [models.Index(fields=["candidates_state", "id"])]
+
+    def __str__(self) -> str:
+        return self.excerpt
+
+    @property
+    def excerpt(self) -> str:
+        """The start of the question, for lists."""
+        text = self.messages[-1]["content"]
+        return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 class Response(models.Model):
@@ -225,3 +240,6 @@ class Judgment(models.Model):
         ordering = ["id"]
         constraints = [models.UniqueConstraint(fields=["annotator", "client_key"], name="judgment_once_per_client_key")]
         indexes = [models.Index(fields=["comparison", "annotator"]), models.Index(fields=["annotator", "-id"])]
+
+    def __str__(self) -> str:
+        return f"{self.get_verdict_display()} by {self.annotator}"

@@ -1,7 +1,7 @@
 // The comparison screen. Pairs come as leases from the API, two at a time: one is shown, the next waits, so that a key
 // press paints it at once. A judgment goes to the outbox first and to the server from there.
 import { ApiError, postJSON, requestHeaders, showError } from "./api.js";
-import { Outbox } from "./outbox.js";
+import { newKey, Outbox } from "./outbox.js";
 
 const $ = (selector) => document.querySelector(selector);
 const $$ = (selector) => [...document.querySelectorAll(selector)];
@@ -32,7 +32,8 @@ let isUndoing = false;
 
 function show(lease) {
   current = lease;
-  $("#bar").hidden = $("#pair").hidden = !lease;
+  $("#pair").hidden = !lease;
+  showBar();
   if (!lease) return;
   showState(null);
   $("#turns").replaceChildren(...lease.messages.map(turn));
@@ -110,9 +111,15 @@ function showNote(message, href = "") {
   note.hidden = !message;
   note.replaceChildren(message);
   if (href) note.append(" ", Object.assign(document.createElement("a"), { href, textContent: strings.login }));
+  showBar();
 }
 
-const showUndo = () => { $("#undo").disabled = history.length === 0; };
+/** Without a pair the bar holds what still matters: undo, and a note. */
+function showBar() {
+  $("#undo").disabled = history.length === 0;
+  $("#bar").classList.toggle("is-idle", !current);
+  $("#bar").hidden = !current && history.length === 0 && $("#note").hidden;
+}
 
 const observer = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) seen.add(panes.indexOf(entry.target.parentElement));
@@ -144,7 +151,7 @@ function decide(button) {
   const { verdict, side, strength } = button.dataset;
   const body = {
     lease: current.id,
-    client_key: crypto.randomUUID?.() ?? randomKey(),
+    client_key: newKey(),
     verdict,
     order: current.order,
     shown_ms: visibleMs(),
@@ -155,18 +162,9 @@ function decide(button) {
   history.push(body.client_key);
   judged.add(current.id);
   flash(button);
-  showUndo();
+  showBar();
   next();
   sync();
-}
-
-/** crypto.randomUUID exists only on https and localhost; a first trial over plain http in an office must work too. */
-function randomKey() {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 
 function flash(button) {
@@ -182,7 +180,7 @@ function next() {
 async function undo() {
   if (isUndoing) return;
   const key = history.pop();
-  showUndo();
+  showBar();
   if (!key) return void say(strings.nothingToUndo);
   isUndoing = true;
   try {
@@ -196,7 +194,7 @@ async function undo() {
     showError(error);
   } finally {
     isUndoing = false;
-    showUndo();
+    showBar();
   }
 }
 
@@ -263,7 +261,7 @@ async function refill() {
   const answer = await postJSON(urls.claim, { n: 2 });
   leaseSeconds = answer.lease_seconds;
   if (history.length === 0) history = answer.undoable; // after a reload
-  showUndo();
+  showBar();
   showProgress(answer.progress);
   const isKnown = (lease) => lease.id === current?.id || judged.has(lease.id) || outbox.hasLease(lease.id);
   ahead = answer.leases.filter((lease) => !isKnown(lease));
@@ -279,12 +277,12 @@ async function refill() {
 
 function handleFailure(error) {
   if (!(error instanceof ApiError)) throw error;
+  $("#status").replaceChildren();
   if (error.needsLogin) showNote(strings.loginAgain, `${config.loginUrl}?next=${encodeURIComponent(location.pathname)}`);
   else if (error.isTemporary && (outbox.size || current)) showNote(strings.offline);
   if (!current) {
     showState("failed");
     $("#failure").textContent = error.message;
-    $("#bar").hidden = $("#note").hidden;
   }
   const delay = RETRY_MS[Math.min(failures++, RETRY_MS.length - 1)];
   if (error.isTemporary) timer = setTimeout(sync, delay);
@@ -331,6 +329,7 @@ const actions = {
   g: () => toggle("guidelines"),
   "?": () => toggle("help"),
   p: () => { $("#prompt").open = !$("#prompt").open; },
+  t: () => foldEarlier(current.messages.length > 1 && $("#earlier").hidden),
   arrowleft: () => focusPane(document.dir === "rtl" ? 1 : 0),
   arrowright: () => focusPane(document.dir === "rtl" ? 0 : 1),
 };

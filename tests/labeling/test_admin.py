@@ -22,7 +22,7 @@ def test_it_shows_the_link_of_an_invitation_once(client):
     address = reverse("admin:labeling_invitation_add")
     body = {"role": "manager", "campaigns": [], "note": "Mia", "expires_at_0": "2099-01-01", "expires_at_1": "12:00"}
     page = client.post(address, body, follow=True).content.decode()
-    token = re.search(r"/invite/([\w-]+)/", page)[1]
+    [token] = set(re.findall(r"/invite/([\w-]+)/", page))
     assert accounts.find(token, make.NOW) == Invitation.objects.get(note="Mia")
     assert token not in client.get(reverse("admin:labeling_invitation_changelist")).content.decode()
 
@@ -55,8 +55,8 @@ def test_it_adds_a_prompt_with_its_hash_and_only_once(client):
     assert len(prompt.sha256) == 64
     page = client.post(reverse("admin:labeling_prompt_add"), body).content.decode()
     assert "has the same prompt already" in page
-    wrong = client.post(reverse("admin:labeling_prompt_add"), {**body, "messages": "[]"}).content.decode()
-    assert "list of turns" in wrong
+    wrong = client.post(reverse("admin:labeling_prompt_add"), {**body, "messages": "[1]"}).content.decode()
+    assert "Turn 1 must have" in wrong
 
 
 def test_it_asks_the_model_again(client):

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.django_db
 
 def test_it_makes_the_starter_campaign_once():
     campaign = starter.ensure()
-    campaign.prompts.first().delete()
+    campaign.prompts.earliest("id").delete()
     Campaign.objects.update(name="Ours now")
     again = starter.ensure()
     assert (again.pk, again.name) == (campaign.pk, "Ours now")

@@ -76,7 +76,7 @@ def test_it_renders_guidelines_and_what_the_script_needs(client, anna):
     page = _label(client)
     assert "Prefer <strong>cats</strong>" in page
     assert "alert(1)</script>" not in page
-    config = json.loads(re.search(r'<script id="label-config" type="application/json">(.*?)</script>', page)[1])
+    config = json.loads(re.findall(r'<script id="label-config" type="application/json">(.*?)</script>', page)[0])
     assert config["urls"]["claim"] == "/api/campaigns/cats/leases/"
     assert config["person"] == anna.pk
 
