@@ -14,10 +14,13 @@ class StaticFilesMiddleware(WhiteNoiseMiddleware):
     @staticmethod
     def serve(static_file: StaticFile, request: HttpRequest) -> HttpResponse:
         answer = static_file.get_response(request.method, request.META)
-        response = HttpResponse(answer.file.read() if answer.file else b"", status=int(answer.status))
-        if answer.file:
-            answer.file.close()
+        response = HttpResponse(status=int(answer.status))
         del response["content-type"]
         for name, value in answer.headers:
             response[name] = value
+        if answer.file:
+            with answer.file as file:
+                response.content = file.read()
+            # WhiteNoise knows the length that the file had when the process started.
+            response["Content-Length"] = str(len(response.content))
         return response

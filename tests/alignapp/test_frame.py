@@ -52,7 +52,9 @@ def page(browser: Browser, live_server) -> Iterator[Page]:
 def log_in(page: Page, user) -> None:
     client = Client()
     client.force_login(user)
-    page.context.add_cookies([{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": page.evaluate("location.origin")}])
+    page.context.add_cookies(
+        [{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": page.evaluate("location.origin")}]
+    )
 
 
 def background(page: Page) -> str:

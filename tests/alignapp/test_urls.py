@@ -3,10 +3,14 @@
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from django.test import Client
+from django.http import HttpResponse
+from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
+
+from alignapp.static import StaticFilesMiddleware
 
 OPEN = {"login", "logout", "invitation", "healthz", "admin:login", "admin:logout", "admin:jsi18n"}
 VALUES = {"int": "1", "slug": "x", "uuid": str(uuid.UUID(int=1)), "str": "x", "path": "x/"}
@@ -42,6 +46,18 @@ def test_it_serves_static_files_without_collectstatic(client: Client) -> None:
     assert "Access-Control-Allow-Origin" not in response
     again = client.get("/static/site.css", headers={"if-none-match": response["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_it_serves_a_file_that_has_changed_since_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "page.css"
+    file.write_text("short")
+    middleware = StaticFilesMiddleware(lambda request: HttpResponse(status=404))
+    middleware.add_files(str(tmp_path), prefix="/static/")
+    file.write_text("no longer short")
+    response = middleware(RequestFactory().get("/static/page.css"))
+    assert (response.content, response["Content-Length"]) == (b"no longer short", "15")
+    part = middleware(RequestFactory().get("/static/page.css", headers={"range": "bytes=0-1"}))
+    assert (part.status_code, part.content, part["Content-Length"]) == (206, b"no", "2")
 
 
 @pytest.mark.django_db
