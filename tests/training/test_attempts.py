@@ -70,7 +70,7 @@ def test_it_resumes_from_the_checkpoint_with_most_steps_of_any_attempt(run: Run)
 
 
 @pytest.mark.django_db
-def test_a_retry_resumes_only_from_a_run_that_did_not_fail_by_itself(run: Run) -> None:
+def test_it_resumes_a_retry_only_from_a_run_that_did_not_fail_by_itself(run: Run) -> None:
     newest = add_checkpoint(run, 1, 20)
     Run.objects.filter(pk=run.pk).update(status=Run.Status.CANCELLED)
     again = Run.objects.create(

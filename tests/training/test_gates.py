@@ -33,12 +33,12 @@ def test_it_counts_margins_above_zero_and_half_of_those_at_zero() -> None:
 
 
 @given(MARGINS)
-def test_the_base_is_right_half_of_the_time(rows: list[tuple[float, float, int]]) -> None:
+def test_it_finds_the_base_right_half_of_the_time(rows: list[tuple[float, float, int]]) -> None:
     assert score([(new, 0.0, prompt) for new, _old, prompt in rows]).incumbent_accuracy == 0.5
 
 
 @given(MARGINS)
-def test_the_interval_is_around_the_difference_and_mirrors_with_it(rows: list[tuple[float, float, int]]) -> None:
+def test_it_puts_the_interval_around_the_difference_and_mirrors_it(rows: list[tuple[float, float, int]]) -> None:
     there, back = score(rows), score([(old, new, prompt) for new, old, prompt in rows])
     assert there.low is not None
     assert there.high is not None
@@ -50,7 +50,7 @@ def test_the_interval_is_around_the_difference_and_mirrors_with_it(rows: list[tu
         assert there.low == pytest.approx(there.difference)
 
 
-def test_the_interval_is_that_of_all_resamples_of_prompts() -> None:
+def test_it_takes_the_interval_of_all_resamples_of_prompts() -> None:
     """Three prompts have 27 resamples, each as likely: their percentiles are known exactly."""
     rows = [(1.0, -1.0, 0), (1.0, -1.0, 0), (1.0, 1.0, 1), (-1.0, 1.0, 2)]
     gains, sizes = np.array([2.0, 0.0, -1.0]), np.array([2, 1, 1])
@@ -60,7 +60,7 @@ def test_the_interval_is_that_of_all_resamples_of_prompts() -> None:
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
-def test_the_interval_covers_like_a_normal_one_of_many_prompts() -> None:
+def test_it_covers_like_a_normal_one_of_many_prompts() -> None:
     rng = np.random.default_rng(0)
     margins = np.where(rng.random(900) < 0.7, 1.0, -1.0)
     found = compare(margins, np.zeros(900), [str(i) for i in range(900)])
@@ -70,7 +70,7 @@ def test_the_interval_covers_like_a_normal_one_of_many_prompts() -> None:
     assert found.high == pytest.approx(right.mean() - 0.5 + half, abs=0.004)
 
 
-def test_pairs_of_one_prompt_widen_the_interval() -> None:
+def test_it_widens_the_interval_for_pairs_of_one_prompt() -> None:
     rng = np.random.default_rng(1)
     prompts = np.repeat(rng.random(40) < 0.7, 5)
     margins = np.where(prompts, 1.0, -1.0)

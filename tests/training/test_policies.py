@@ -74,7 +74,7 @@ def test_it_leaves_paused_campaigns_alone() -> None:
 
 
 @pytest.mark.django_db
-def test_at_its_time_it_trains_if_any_judgment_is_new() -> None:
+def test_it_trains_at_its_time_if_any_judgment_is_new() -> None:
     policy = add_policy(every_n=0)
     assert policies.start(policy) is None
     add_judged(policy.campaign, 1)

@@ -116,7 +116,7 @@ def test_it_counts_attempts_and_tokens_up_with_every_claim() -> None:
 
 
 @pytest.mark.django_db
-def test_a_stale_token_writes_nothing() -> None:
+def test_it_writes_nothing_with_a_stale_token() -> None:
     run, adapter = add_run(), add_adapter()
     stale = claimed(run)
     runs.sweep(LATER)
@@ -140,7 +140,7 @@ def test_a_stale_token_writes_nothing() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
-def test_an_ended_run_stays_as_it_ended(end: str) -> None:
+def test_it_leaves_an_ended_run_as_it_ended(end: str) -> None:
     run, adapter = add_run(), add_adapter()
     claim = claimed(run)
     ends: dict[str, Callable[[], bool]] = {
@@ -191,7 +191,7 @@ def test_it_does_not_requeue_a_run_whose_cancellation_was_asked_for() -> None:
 
 
 @pytest.mark.django_db
-def test_the_sweeper_takes_back_what_lost_its_worker_and_nothing_else() -> None:
+def test_it_takes_back_what_lost_its_worker_and_nothing_else() -> None:
     lost, alive = add_run(), add_run()
     claimed(lost)
     claim = claimed(alive)
@@ -204,7 +204,7 @@ def test_the_sweeper_takes_back_what_lost_its_worker_and_nothing_else() -> None:
 
 
 @pytest.mark.django_db
-def test_the_sweeper_fails_a_run_that_is_lost_too_often() -> None:
+def test_it_fails_a_run_that_is_lost_too_often() -> None:
     run = add_run()
     now = NOW
     for _ in range(settings.RUN_MAX_ATTEMPTS):
@@ -217,7 +217,7 @@ def test_the_sweeper_fails_a_run_that_is_lost_too_often() -> None:
 
 
 @pytest.mark.django_db
-def test_restarts_of_the_worker_do_not_count_as_losses() -> None:
+def test_it_does_not_count_restarts_of_the_worker_as_losses() -> None:
     run = add_run()
     for _ in range(settings.RUN_MAX_ATTEMPTS + 2):
         assert runs.release_for_resume(claimed(run), NOW)
@@ -226,7 +226,7 @@ def test_restarts_of_the_worker_do_not_count_as_losses() -> None:
 
 
 @pytest.mark.django_db
-def test_the_sweeper_ends_the_trainer_of_a_dead_worker_on_this_host() -> None:
+def test_it_ends_the_trainer_of_a_dead_worker_on_this_host() -> None:
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     run = add_run()
     claim = runs.claim(run.pk, processes.worker_name(), NOW)
@@ -257,7 +257,7 @@ def test_it_tells_the_workers_and_the_sweeper_tells_them_again() -> None:
 
 
 @pytest.mark.django_db
-def test_a_retry_is_a_new_row_on_the_same_judgments() -> None:
+def test_it_retries_by_a_new_row_on_the_same_judgments() -> None:
     run = runs.create(add_campaign(), "ipo", {"beta": 0.3})
     with pytest.raises(runs.NotRetryable):
         runs.retry(run)
