@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
+from django.db import connections
 from django.utils.translation import gettext as _
 
 from serving import adapters, chat
@@ -81,7 +81,9 @@ async def in_database(function: Callable[..., Result], *args: Any) -> Result:
         try:
             return function(*args)
         finally:
-            close_old_connections()
+            for connection in connections.all(initialized_only=True):
+                if not connection.in_atomic_block:  # else it is the caller's
+                    connection.close_if_unusable_or_obsolete()
 
     return await sync_to_async(run)()
 
