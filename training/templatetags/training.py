@@ -44,4 +44,4 @@ def duration(seconds: float | None) -> str:
 @register.filter
 def points(share: float | None) -> str:
     """A share from 0 to 1 in per cent with one decimal."""
-    return "–" if share is None else f"{share * 100:.1f} %"
+    return f"{share * 100:.1f} %" if isinstance(share, int | float) else "–"

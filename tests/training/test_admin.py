@@ -1,0 +1,73 @@
+"""Lists and forms of the admin: every page opens, and a policy's form keeps beat's table."""
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+from tests.training.rows import add_campaign, add_judged
+from training import policies
+from training.models import Policy, Run, Snapshot
+from training.snapshots import freeze
+
+pytestmark = pytest.mark.django_db
+NAMES = ("training_run", "training_policy", "training_snapshot")
+BEAT = ("django_celery_beat_periodictask", "django_celery_beat_crontabschedule", "django_celery_beat_intervalschedule")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BEAT])
+def test_it_lists_for_administrators_only(admin_client: Client, client: Client, name: str) -> None:
+    assert admin_client.get(reverse(f"admin:{name}_changelist")).status_code == 200
+    assert client.get(reverse(f"admin:{name}_changelist")).status_code == 302
+    client.force_login(User.objects.create_user("somebody", password="a long password", is_staff=True))
+    assert client.get(reverse(f"admin:{name}_changelist")).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["training_policy", *BEAT])
+def test_it_opens_the_form_for_administrators_only(admin_client: Client, client: Client, name: str) -> None:
+    assert admin_client.get(reverse(f"admin:{name}_add")).status_code == 200
+    assert client.get(reverse(f"admin:{name}_add")).status_code == 302
+    client.force_login(User.objects.create_user("somebody", password="a long password", is_staff=True))
+    assert client.get(reverse(f"admin:{name}_add")).status_code == 403
+
+
+def test_it_lets_nobody_change_a_snapshot_or_delete_a_run(admin_client: Client) -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 1)
+    snapshot = freeze(campaign)
+    run = Run.objects.create(campaign=campaign, method="dpo")
+    page = reverse("admin:training_snapshot_change", args=[snapshot.pk])
+    content = admin_client.get(page).content.decode()
+    assert snapshot.sha256 in content
+    assert "4 + 1, 5" in content
+    assert admin_client.post(page, {"sha256": "x"}).status_code == 403
+    for name, row in (("training_snapshot", snapshot), ("training_run", run)):
+        assert admin_client.post(reverse(f"admin:{name}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
+    assert (Snapshot.objects.count(), Run.objects.count()) == (1, 1)
+
+
+def test_it_schedules_a_policy_when_it_is_saved_and_forgets_it_when_deleted(admin_client: Client) -> None:
+    night = CrontabSchedule.objects.create(minute="0", hour="3")
+    data = {
+        "campaign": add_campaign().pk,
+        "is_enabled": "on",
+        "every_n": 30,
+        "crontab": night.pk,
+        "method": "dpo",
+        "params": "{}",
+        "min_heldout_pairs": 20,
+    }
+    assert admin_client.post(reverse("admin:training_policy_add"), data).status_code == 302
+    policy = Policy.objects.get()
+    assert policy.periodic_task
+    assert policy.periodic_task.crontab == night
+    assert admin_client.get(reverse("admin:training_policy_change", args=[policy.pk])).status_code == 200
+    admin_client.post(reverse("admin:training_policy_delete", args=[policy.pk]), {"post": "yes"})
+    assert not PeriodicTask.objects.filter(task=policies.TASK).exists()
+    assert not Policy.objects.exists()
+
+
+def test_it_has_every_model_of_training_that_people_look_at() -> None:
+    assert {Run, Policy, Snapshot} <= set(admin.site._registry)

@@ -1,0 +1,63 @@
+"""The admin's first page: figures, buttons and links for those who may see them."""
+
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+from pytest_django import Settings
+
+from tests.training.rows import add_campaign, add_judged
+from training import runs
+from training.models import Policy, Run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _no_model(tmp_path: Path, settings: Settings) -> None:
+    settings.MODEL = str(tmp_path)  # before `make model`: the page works all the same
+
+
+def test_it_sends_strangers_to_the_login(client: Client) -> None:
+    assert client.get(reverse("admin:index")).status_code == 302
+
+
+def test_it_shows_what_waits_and_offers_to_train(admin_client: Client) -> None:
+    campaign = add_campaign(name="Manners")
+    add_judged(campaign, 3)
+    Policy.objects.create(campaign=campaign, is_enabled=True, every_n=40)
+    content = admin_client.get(reverse("admin:index")).content.decode()
+    assert "Manners" in content
+    assert "<dd data-waiting>3</dd>" in content
+    assert "Trains by itself after every 40 new judgments." in content
+    assert f"{reverse('admin:training_run_add')}?campaign={campaign.pk}" in content
+    assert "make model" in content
+
+
+def test_it_shows_the_active_run_instead_of_the_button(admin_client: Client) -> None:
+    run = runs.create(add_campaign(), "dpo", {})
+    content = admin_client.get(reverse("admin:index")).content.decode()
+    assert reverse("admin:training_run_live", args=[run.pk]) in content
+    assert "?campaign=" not in content
+
+
+def test_it_tells_staff_nothing_that_they_may_not_see() -> None:
+    runs.create(add_campaign(name="Manners"), "dpo", {})
+    user = User.objects.create_user("somebody", password="a long password", is_staff=True)
+    client = Client()
+    client.force_login(user)
+    content = client.get(reverse("admin:index")).content.decode()
+    assert "Manners" not in content
+    assert reverse("admin:training_run_changelist") not in content
+    user.user_permissions.add(Permission.objects.get(codename="view_run"))
+    content = client.get(reverse("admin:index")).content.decode()
+    assert "Manners" in content
+    assert reverse("admin:training_run_changelist") in content
+    assert reverse("admin:training_policy_changelist") not in content
+
+
+def test_it_shows_the_verdict_of_the_last_runs(admin_client: Client) -> None:
+    Run.objects.create(campaign=add_campaign(), method="dpo", status=Run.Status.FAILED, error="The loss is no number.")
+    assert "The loss is no number." in admin_client.get(reverse("admin:index")).content.decode()

@@ -1,0 +1,47 @@
+"""Messages carry ids; every task that the settings name exists under that name."""
+
+import pytest
+from celery import current_app
+from celery.signals import worker_shutting_down
+from django.conf import settings
+
+from tests.training.rows import add_campaign, add_judged
+from training import policies, runs, supervisor, tasks
+from training.models import Policy, Run
+
+
+def test_it_has_every_task_that_the_schedule_names() -> None:
+    current_app.loader.import_default_modules()
+    named = {entry["task"] for entry in settings.CELERY_BEAT_SCHEDULE.values()}
+    assert named | {policies.TASK, *settings.CELERY_TASK_ROUTES} <= set(current_app.tasks)
+
+
+@pytest.mark.django_db
+def test_it_starts_a_run_on_schedule() -> None:
+    policy = Policy.objects.create(campaign=add_campaign(), is_enabled=True, every_n=0)
+    add_judged(policy.campaign, 2)
+    tasks.train_on_schedule(policy.pk)
+    tasks.train_on_schedule(policy.pk)
+    tasks.train_on_schedule(10**6)  # deleted since
+    assert Run.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_it_takes_no_run_once_the_worker_shuts_down() -> None:
+    run = runs.create(add_campaign(), "dpo", {})
+    worker_shutting_down.send(sender=None)
+    try:
+        tasks.supervise(run.pk)
+        run.refresh_from_db()
+        assert run.status == Run.Status.QUEUED
+    finally:
+        tasks._take_runs()
+    assert not supervisor._stopping.is_set()
+
+
+@pytest.mark.django_db
+def test_it_sweeps_and_checks_an_empty_site() -> None:
+    tasks.sweep()
+    tasks.check_policies()
+    tasks.generate_candidates()
+    assert not Run.objects.exists()

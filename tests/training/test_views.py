@@ -1,0 +1,188 @@
+"""The admin's pages about runs: who may, what they show, and what their buttons do."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+
+from labeling.models import Campaign
+from serving.models import Adapter
+from tests.training.rows import NOW, add_campaign, add_judged
+from training import attempts, runs
+from training.models import Evaluation, Metric, Run
+
+pytestmark = pytest.mark.django_db
+
+GET_VIEWS = {"training_run_add": "add_run", "training_run_change": "view_run", "training_run_live": "view_run"}
+POST_VIEWS = {
+    "training_run_cancel": "change_run",
+    "training_run_retry": "add_run",
+    "training_run_publish": "change_deployment",
+    "training_run_rollback": "change_deployment",
+}
+WITHOUT_RUN = {"training_run_add", "training_run_rollback"}
+
+
+@pytest.fixture
+def campaign() -> Campaign:
+    return add_campaign(name="Manners")
+
+
+@pytest.fixture
+def run(campaign: Campaign) -> Run:
+    return runs.create(campaign, "dpo", {"beta": 0.2})
+
+
+def address(name: str, run: Run) -> str:
+    return reverse(f"admin:{name}", args=[] if name in WITHOUT_RUN else [run.pk])
+
+
+def client_of(*permissions: str, is_staff: bool = True) -> Client:
+    user = User.objects.create_user("somebody", password="a long password", is_staff=is_staff)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def send(client: Client, name: str, run: Run) -> Any:
+    return (client.post if name in POST_VIEWS else client.get)(address(name, run))
+
+
+@pytest.mark.parametrize("name", [*GET_VIEWS, *POST_VIEWS])
+def test_it_sends_strangers_to_the_login(run: Run, name: str) -> None:
+    for client in (Client(), client_of(*GET_VIEWS.values(), is_staff=False)):
+        answer = send(client, name, run)
+        assert answer.status_code == 302
+        assert answer["Location"].startswith(reverse("admin:login"))
+    run.refresh_from_db()
+    assert run.status == Run.Status.QUEUED
+
+
+@pytest.mark.parametrize(("name", "permission"), [*GET_VIEWS.items(), *POST_VIEWS.items()])
+def test_it_refuses_staff_without_the_permission(run: Run, name: str, permission: str) -> None:
+    others = {*GET_VIEWS.values(), *POST_VIEWS.values(), "change_run"} - {permission}
+    assert send(client_of(*others), name, run).status_code == 403
+    run.refresh_from_db()
+    assert (run.status, Run.objects.count()) == (Run.Status.QUEUED, 1)
+
+
+@pytest.mark.parametrize("name", POST_VIEWS)
+def test_it_changes_nothing_by_get(admin_client: Client, run: Run, name: str) -> None:
+    assert admin_client.get(address(name, run)).status_code == 405
+
+
+@pytest.mark.parametrize("name", [name for name in [*GET_VIEWS, *POST_VIEWS] if name not in WITHOUT_RUN])
+def test_it_knows_no_run_that_is_none(admin_client: Client, name: str) -> None:
+    assert send(admin_client, name, Run(pk=10**6)).status_code == 404
+
+
+def test_it_starts_a_run_from_the_form(admin_client: Client, campaign: Campaign, admin_user: User) -> None:
+    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": str(campaign.pk), "method": "rpo"})
+    assert b"NLL weight" in page.content
+    fields = {name: value for name, value in _initial(page.context["form"]).items() if value is not False}
+    answer = admin_client.post(reverse("admin:training_run_add"), fields | {"nll_weight": "0.5"})
+    run = Run.objects.get()
+    assert answer["Location"] == reverse("admin:training_run_change", args=[run.pk])
+    assert (run.method, run.params["nll_weight"], run.requested_by) == ("rpo", 0.5, admin_user)
+
+
+def _initial(form: Any) -> dict[str, Any]:
+    return {field.name: field.value() for field in form}
+
+
+def test_it_says_which_field_is_wrong(admin_client: Client, campaign: Campaign) -> None:
+    form = admin_client.get(reverse("admin:training_run_add"), {"campaign": campaign.pk}).context["form"]
+    fields = {name: value for name, value in _initial(form).items() if value is not False}
+    page = admin_client.post(reverse("admin:training_run_add"), fields | {"beta": "-1", "epochs": "many"})
+    assert set(page.context["form"].errors) == {"beta", "epochs"}
+    assert not Run.objects.exists()
+
+
+def test_it_says_that_a_run_is_active_already(admin_client: Client, run: Run) -> None:
+    form = admin_client.get(reverse("admin:training_run_add"), {"campaign": run.campaign_id}).context["form"]
+    fields = {name: value for name, value in _initial(form).items() if value is not False}
+    page = admin_client.post(reverse("admin:training_run_add"), fields)
+    assert b"has a run already" in page.content
+    assert Run.objects.count() == 1
+
+
+def test_it_shows_dpo_when_asked_for_a_method_that_is_none(admin_client: Client, campaign: Campaign) -> None:
+    page = admin_client.get(reverse("admin:training_run_add"), {"method": "magic", "campaign": "x"})
+    assert page.status_code == 200
+    assert page.context["method"].name == "dpo"
+
+
+def test_it_tells_what_changed_since_a_step(admin_client: Client, run: Run) -> None:
+    for step in (1, 2, 3):
+        Metric.objects.create(run=run, step=step, values={"step": step, "loss": 0.5})
+    folder = attempts.folder(run.pk, run.attempt)
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("start: 6.2 s <b>")
+    live = reverse("admin:training_run_live", args=[run.pk])
+    state = admin_client.get(live, {"after": 1}).json()
+    assert [row["step"] for row in state["metrics"]] == [2, 3]
+    assert (state["status"], state["is_active"], state["log"]) == ("queued", True, "start: 6.2 s <b>")
+    assert len(admin_client.get(live).json()["metrics"]) == 3
+    assert "log" not in admin_client.get(live, {"log": 0}).json()
+    assert admin_client.get(live, {"after": "²"}).status_code == 200
+    assert b"<b>" not in admin_client.get(reverse("admin:training_run_change", args=[run.pk])).content
+
+
+def test_it_cancels_and_retries(admin_client: Client, run: Run) -> None:
+    admin_client.post(reverse("admin:training_run_cancel", args=[run.pk]))
+    run.refresh_from_db()
+    assert run.status == Run.Status.CANCELLED
+    answer = admin_client.post(reverse("admin:training_run_retry", args=[run.pk]))
+    again = Run.objects.get(retry_of=run)
+    assert answer["Location"] == reverse("admin:training_run_change", args=[again.pk])
+    answer = admin_client.post(reverse("admin:training_run_retry", args=[run.pk]), follow=True)
+    assert b"has a run already" in answer.content
+    assert Run.objects.count() == 2
+
+
+def finished(run: Run, *, is_passed: bool) -> Run:
+    adapter = Adapter.objects.create(name="adapter-9-abcdef", sha256="a" * 64, base_sha256="b" * 64)
+    Run.objects.filter(pk=run.pk).update(
+        status=Run.Status.SUCCEEDED, adapter=adapter, timings={"training": 200.0, "snapshot": 0.02}
+    )
+    Evaluation.objects.create(run=run, adapter=adapter, is_passed=is_passed, verdict="better by 4.1 points")
+    run.refresh_from_db()
+    return run
+
+
+def test_it_asks_for_a_reason_only_when_the_gate_did_not_pass(admin_client: Client, run: Run) -> None:
+    page = reverse("admin:training_run_change", args=[finished(run, is_passed=False).pk])
+    assert b'name="reason" required' in admin_client.get(page).content
+    Evaluation.objects.update(is_passed=True)
+    content = admin_client.get(page).content
+    assert b'name="reason"' not in content
+    assert b"better by 4.1 points" in content
+    assert content.index(b"snapshot</dt>") < content.index(b"3 min 20 s")
+
+
+def test_it_publishes_nothing_without_the_reason(admin_client: Client, run: Run) -> None:
+    finished(run, is_passed=False)
+    answer = admin_client.post(reverse("admin:training_run_publish", args=[run.pk]), follow=True)
+    assert b"Give a reason" in answer.content
+
+
+def test_it_has_nothing_to_publish_of_a_run_without_adapter(admin_client: Client, run: Run) -> None:
+    assert admin_client.post(reverse("admin:training_run_publish", args=[run.pk])).status_code == 404
+
+
+def test_it_shows_the_buttons_only_to_those_who_may(run: Run) -> None:
+    page = reverse("admin:training_run_change", args=[run.pk])
+    content = client_of("view_run").get(page).content
+    assert reverse("admin:training_run_cancel", args=[run.pk]).encode() not in content
+
+
+@pytest.mark.parametrize("status", Run.Status.values)
+def test_it_shows_a_run_in_every_state(admin_client: Client, campaign: Campaign, status: str) -> None:
+    add_judged(campaign, 4)
+    run = Run.objects.create(campaign=campaign, method="gone", params={"x": 1}, status=status, started_at=NOW)
+    assert admin_client.get(reverse("admin:training_run_change", args=[run.pk])).status_code == 200
+    assert admin_client.get(reverse("admin:training_run_changelist")).status_code == 200
+    assert admin_client.get(reverse("admin:index")).status_code == 200
