@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import sys
 import time
 import zipfile
@@ -37,6 +38,8 @@ from serving.engine.model_folder import (
 
 GGUF = "source.gguf"
 BYTES_PER_SOURCE_BYTE = {"float32": 8, "bfloat16": 5}  # of the output and its temporary copy, for four-bit sources
+# What transformers raises on bad input.
+UNREADABLE = (ValueError, KeyError, RuntimeError, EOFError, IndexError, OSError, struct.error)
 Report = Callable[[str], None]
 
 
@@ -91,7 +94,10 @@ def source_sha256(source: Path) -> str:
     """Of the GGUF file; of a folder's one weight file, or over the hashes of its shards in order."""
     if source.is_file():
         return file_sha256(source)
-    hashes = [file_sha256(path) for path in weight_files(source)]
+    try:
+        hashes = [file_sha256(path) for path in weight_files(source)]
+    except BrokenModel as error:
+        raise CannotPrepare(f"{source} holds no model in safetensors files.") from error
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -132,7 +138,9 @@ def _convert(source: Path, built: Path, dtype: str) -> str:
     """Write weights, configuration, tokenizer and template. -> the architecture's name."""
     try:
         model, tokenizer = _load(source, getattr(torch, dtype))
-    except (ValueError, KeyError, RuntimeError, EOFError, IndexError) as error:  # what transformers raises on bad input
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the source
+            raise
         raise CannotPrepare(f"{source} cannot be read as a language model: {_first_line(error)}") from error
     architecture = type(model).__name__
     if architecture not in SUPPORTED:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_it_is_close_to_transformers_on_the_real_model(model_dir: Path) -> None:
     assert our_error <= 1.2 * their_error + 1e-4
 
 
+@pytest.fixture(params=[1, 2])
+def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("n_threads")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("n_in", "n_out"), [(576, 960), (576, 3072), (1536, 576), (576, 4096), (64, 192)])
 def test_it_rounds_a_row_the_same_in_every_batch(n_in: int, n_out: int, dtype: torch.dtype) -> None:
