@@ -93,19 +93,35 @@ class Model:
         attended = torch.empty_like(qkv[:, :n_heads])  # (N, Hq, D)
         row = 0
         for segment, mask in zip(segments, masks, strict=True):
-            n, end = len(segment.tokens), segment.start + len(segment.tokens)
-            segment.cache.rows[i][:, segment.start : end] = qkv[row : row + n, n_heads:].transpose(0, 1)
-            keys, values = segment.cache.keys[i][:, :, :end], segment.cache.values[i][:, :, :end]
-            # The query heads of one key head become query rows: no copies of keys, one product for all of them.
-            q = qkv[row : row + n, :n_heads].view(n, n_kv_heads, self.n_groups, dim).permute(1, 2, 0, 3)
-            q = q.reshape(1, n_kv_heads, self.n_groups * n, dim)
-            o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-            o = o.view(n_kv_heads, self.n_groups, n, dim).permute(2, 0, 1, 3)
-            attended[row : row + n] = o.reshape(n, n_heads, dim)
+            n = len(segment.tokens)
+            if n == 1:
+                attended[row] = self._attend_one(i, segment, qkv[row])
+            else:
+                attended[row : row + n] = self._attend_block(i, segment, qkv[row : row + n], mask)
             row += n
         if row < len(attended):
             attended[row:] = 0  # the padding row
         return attended.flatten(1)
+
+    # In both, the query heads of one key head become query rows: no copies of keys, one product for all of them.
+
+    def _attend_one(self, i: int, segment: Segment, qkv: Tensor) -> Tensor:
+        """A step of a decoding sequence: (Hq + 2·Hkv, D) -> (Hq, D)."""
+        n_heads, cache, end = self.config.n_heads, segment.cache, segment.start + 1
+        cache.rows[i][:, segment.start] = qkv[n_heads:]
+        q = qkv[:n_heads].view(1, self.config.n_kv_heads, self.n_groups, self.config.head_dim)
+        o = F.scaled_dot_product_attention(q, cache.keys[i][:, :, :end], cache.values[i][:, :, :end])
+        return o.view(n_heads, self.config.head_dim)
+
+    def _attend_block(self, i: int, segment: Segment, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """A block of a prompt: (n, Hq + 2·Hkv, D) -> (n, Hq, D)."""
+        n_heads, n_kv_heads, dim = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        n, cache, end = len(qkv), segment.cache, segment.start + len(qkv)
+        cache.rows[i][:, segment.start : end] = qkv[:, n_heads:].transpose(0, 1)
+        q = qkv[:, :n_heads].view(n, n_kv_heads, self.n_groups, dim).permute(1, 2, 0, 3)
+        q = q.reshape(1, n_kv_heads, self.n_groups * n, dim)
+        o = F.scaled_dot_product_attention(q, cache.keys[i][:, :, :end], cache.values[i][:, :, :end], attn_mask=mask)
+        return o.view(n_kv_heads, self.n_groups, n, dim).permute(2, 0, 1, 3).reshape(n, n_heads, dim)
 
     def _mask(self, segment: Segment) -> Tensor | None:
         """Additive causal mask of a prompt block, (1, 1, groups·n, end); a single token sees everything before it."""

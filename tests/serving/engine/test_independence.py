@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,13 +31,22 @@ def engine(model_dir: Path, adapters_dir: Path) -> Engine:
 def ask(engine: Engine, question: str, name: str, n: int, seed: int | None = None) -> tuple[Sequence, Listener]:
     text = engine.tokenizer.render([{"role": "user", "content": question}], add_generation_prompt=True)
     prompt = engine.tokenizer.encode(text, add_special_tokens=False)
-    how = {"max_tokens": n, "ignore_eos": True, "temperature": 0.0 if seed is None else 0.8, "seed": seed}
+    how: dict[str, Any] = {
+        "max_tokens": n,
+        "ignore_eos": True,
+        "temperature": 0.0 if seed is None else 0.8,
+        "seed": seed,
+    }
     return submit(engine, prompt, name, **how)
 
 
 def test_it_says_the_same_alone_and_in_traffic_while_versions_come_and_go(engine: Engine) -> None:
     engine.start()
-    jobs = [(QUESTIONS[0], "base", None), (QUESTIONS[1], "adapter-0", None), (QUESTIONS[2], "adapter-1", None)]
+    jobs: list[tuple[str, str, int | None]] = [
+        (QUESTIONS[0], "base", None),
+        (QUESTIONS[1], "adapter-0", None),
+        (QUESTIONS[2], "adapter-1", None),
+    ]
     jobs.append((QUESTIONS[3], "adapter-0", 7))
     alone = []
     for question, name, seed in jobs:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from serving.engine.model import Model, Segment
 from serving.engine.weights import Linear, Weights
 
 CPU = torch.device("cpu")
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 500,
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -31,7 +32,7 @@ SMALL = {
     "max_position_embeddings": 512,
     "initializer_range": 0.2,
 }
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
     "factor": 8.0,
@@ -39,7 +40,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-FAMILIES = {
+FAMILIES: dict[str, PretrainedConfig] = {
     "llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "llama, untied, biases": LlamaConfig(**SMALL, tie_word_embeddings=False, attention_bias=True),
     "llama, all heads": LlamaConfig(**{**SMALL, "num_key_value_heads": 4, "head_dim": 32}),

@@ -68,7 +68,8 @@ def ignore(text: str) -> None:
 
 
 def test_it_makes_a_folder_that_the_engine_serves(tmp_path: Path) -> None:
-    source, output, lines = tmp_path / "m.gguf", tmp_path / "out" / "model", []
+    source, output = tmp_path / "m.gguf", tmp_path / "out" / "model"
+    lines: list[str] = []
     write_gguf(source)
     manifest = prepare.prepare(source, output, lines.append)
     assert manifest == model_folder.check(output)

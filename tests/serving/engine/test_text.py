@@ -35,7 +35,7 @@ TEMPLATES = {
         "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     ),
 }
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 @pytest.fixture(scope="module")
