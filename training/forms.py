@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
     UnfoldBooleanSwitchWidget,
 )
@@ -124,6 +125,15 @@ class PolicyForm(forms.ModelForm):
         fields = (
             "campaign", "is_enabled", "every_n", "crontab", "method", "params", "publishes", "min_heldout_pairs",
         )  # fmt: skip
+        labels = {
+            "is_enabled": gettext_lazy("Trains by itself"),
+            "every_n": gettext_lazy("After so many judgments"),
+            "crontab": gettext_lazy("At these times"),
+            "params": gettext_lazy("Parameters"),
+            "publishes": gettext_lazy("Publishes by itself"),
+            "min_heldout_pairs": gettext_lazy("Held-out pairs wanted"),
+        }
+        widgets = {"params": UnfoldAdminTextareaWidget({"rows": 3})}
         help_texts = {
             "params": gettext_lazy('only what differs from the defaults, such as {"epochs": 1, "beta": 0.2}'),
         }

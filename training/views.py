@@ -71,6 +71,7 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
         "timings": [(stage, run.timings[stage]) for stage in supervisor.STAGES if stage in run.timings],
         "log": attempts.read_log_tail(attempts.folder(run.pk, run.attempt)),
         "is_active": run.status in Run.ACTIVE,
+        "state_key": _state_key(run),
         "retries": run.retries.order_by("id"),
         "can_change": request.user.has_perm("training.change_run"),
         "can_train": request.user.has_perm("training.add_run"),
@@ -90,7 +91,7 @@ def run_live(request: HttpRequest, run_id: int) -> JsonResponse:
     answer = {
         "status": run.status,
         "is_active": run.status in Run.ACTIVE,
-        "is_cancel_requested": run.is_cancel_requested,
+        "state": _state_key(run),
         "phase": run.phase,
         "step": run.step,
         "n_steps": run.n_steps,
@@ -154,6 +155,11 @@ def _render(request: HttpRequest, template: str, context: dict[str, Any]) -> Htt
 
 def _user(request: HttpRequest) -> User | None:
     return request.user if isinstance(request.user, User) else None
+
+
+def _state_key(run: Run) -> str:
+    """Changes when the page has something to show that the polled figures have not: then it is loaded anew."""
+    return f"{run.status} {run.attempt} {run.snapshot_id} {run.is_cancel_requested}"
 
 
 def _waiting() -> list[tuple[Campaign, int]]:

@@ -6,7 +6,6 @@ const MOST_SMOOTHING = 0.9; // weight of the past in the exponential mean, bias-
 const SMOOTH_STEPS = 12; // a curve of so few steps is shown as it is
 const HEIGHT = 180;
 const MARGIN = { top: 10, right: 8, bottom: 30, left: 44 };
-const ACTIVE = new Set(["queued", "running"]);
 
 // --- live state of a run ---------------------------------------------------------------------------------------------
 
@@ -17,7 +16,6 @@ class LiveRun {
     this.after = null;
     this.isLight = "light" in root.dataset; // a line on the overview: no curves, no log
     this.charts = [...root.querySelectorAll("[data-series]")].map((figure) => new Chart(figure));
-    this.status = root.dataset.status;
   }
 
   async follow() {
@@ -26,11 +24,12 @@ class LiveRun {
       try {
         const state = await this.fetch();
         this.show(state);
-        if (!state.is_active) {
-          // The server's page has what comes after a run's end: verdict, buttons, version.
-          if (this.isLight || ACTIVE.has(this.status)) location.reload();
+        // What is not polled has changed: status, judgments, buttons, verdict. The server's page has them.
+        if (this.isLight ? !state.is_active : state.state !== this.root.dataset.state) {
+          location.reload();
           return;
         }
+        if (!state.is_active) return;
       } catch (error) {
         console.warn("live.json:", error);
         wait = RETRY_MS;
@@ -54,12 +53,18 @@ class LiveRun {
     const parts = Object.fromEntries([...this.root.querySelectorAll("[data-show]")].map((e) => [e.dataset.show, e]));
     if (parts.phase) parts.phase.textContent = state.phase || state.status;
     if (parts.steps) parts.steps.textContent = state.n_steps ? `${state.step} / ${state.n_steps}` : "";
-    if (parts.left) parts.left.textContent = state.seconds_left > 0 ? text("left", "% left").replace("%", duration(state.seconds_left)) : "";
+    if (parts.left) parts.left.textContent = this.timeLeft(state.seconds_left);
     if (parts.bar) showProgress(parts.bar, state);
     if (parts.log && state.log !== undefined) showLog(parts.log, state.log);
     if (!state.metrics.length) return;
     this.root.querySelector("[data-charts]")?.removeAttribute("hidden");
     for (const chart of this.charts) chart.add(state.metrics);
+  }
+
+  timeLeft(seconds) {
+    if (!(seconds > 0)) return "";
+    const words = text("left", "% left").replace("%", duration(seconds));
+    return this.isLight ? words : ` · ${words}`;
   }
 }
 
