@@ -130,6 +130,8 @@ def _store(artifact: artifacts.Artifact, incoming: Path, notes: str) -> Adapter:
             adapter.save(update_fields=["name"])
         if not adapter.folder.exists():
             incoming.rename(adapter.folder)
+        elif not artifacts.is_same_config(incoming, adapter.folder):
+            raise InvalidAdapter(_("%s has the same weights, but another adapter_config.json.") % adapter)
     return adapter
 
 

@@ -42,6 +42,7 @@ CONFIG_KEYS = {
     "lora_alpha", "lora_dropout", "bias", "target_modules", "use_rslora", "init_lora_weights",
     "megatron_core", "qalora_group_size",  # PEFT writes them always; they have no effect here
 }  # fmt: skip
+EFFECTIVE_KEYS = ("r", "lora_alpha", "use_rslora", "target_modules")
 
 
 class InvalidAdapter(Exception):
@@ -95,6 +96,12 @@ def copy(source: Path, target: Path) -> None:
     for name in MAX_BYTES:
         shutil.copyfile(source / name, target / name, follow_symlinks=False)
         (target / name).chmod(0o444)
+
+
+def is_same_config(one: Path, other: Path) -> bool:
+    """Whether two checked folders apply their matrices in the same way."""
+    first, second = _json(one / CONFIG), _json(other / CONFIG)
+    return all(first.get(key) == second.get(key) for key in EFFECTIVE_KEYS)
 
 
 def read_probes(folder: Path) -> Probes:

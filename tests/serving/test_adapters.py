@@ -52,6 +52,12 @@ def test_it_registers_the_same_content_once(base_model: Path, tmp_path: Path) ->
     assert len(list(first.folder.parent.iterdir())) == 2
 
 
+def test_it_refuses_known_weights_with_another_scale(base_model: Path, tmp_path: Path) -> None:
+    adapters.register(folders.write(tmp_path / "a"))
+    with pytest.raises(adapters.InvalidAdapter, match="same weights"):
+        adapters.register(folders.write(tmp_path / "b", config_changes={"lora_alpha": 16}))
+
+
 def test_it_restores_a_folder_that_was_lost(base_model: Path, tmp_path: Path) -> None:
     row = adapters.register(folders.write(tmp_path / "a"))
     row.folder.rename(tmp_path / "gone")
