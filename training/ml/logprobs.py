@@ -45,12 +45,17 @@ class TokenLogps(torch.autograd.Function):
         return (d_logps[:, None] * slopes).to(slopes.dtype), None, None
 
 
-def token_logps(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
-    """(N,) the log-probability of each of `pack.targets`."""
+def token_logps(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """(N,) the log-probability of each of `pack.targets`; computed in `dtype`, the model's own if None."""
+    embedded = model.get_input_embeddings()(pack.input_ids)  # (1, T, H)
     hidden = model.get_decoder()(
-        input_ids=pack.input_ids, position_ids=pack.position_ids, segments=pack.segments, use_cache=False
+        inputs_embeds=embedded.to(dtype or embedded.dtype),
+        position_ids=pack.position_ids,
+        segments=pack.segments,
+        use_cache=False,
     ).last_hidden_state[0]  # (T, H)
-    return TokenLogps.apply(hidden[pack.predictors], model.get_output_embeddings().weight, pack.targets)
+    weight = model.get_output_embeddings().weight.to(hidden.dtype)
+    return TokenLogps.apply(hidden[pack.predictors], weight, pack.targets)
 
 
 def response_logps(model: PreTrainedModel, pack: Pack) -> torch.Tensor:

@@ -5,7 +5,7 @@ base's matrix product and keeps an fp32 copy of each input. Here parameters and 
 base's dtype (bf16: fp32 accumulation), and only the input, shared by the layers that read it, and x Aᵀ are kept.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners import lora
@@ -47,10 +47,12 @@ class Linear(lora.Linear):
     """peft's LoRA layer (its parameters, saving and switching) with LoraProduct as the forward pass."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """x (…, I) -> (…, O), computed in x's dtype: a wider one than the base's is for measuring, and slow."""
+        base = cast(torch.nn.Linear, self.get_base_layer())
+        weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
         if self.disable_adapters:
-            return self.base_layer(x)
+            return torch.nn.functional.linear(x, weight, bias)
         (name,) = self.active_adapters
-        base = self.get_base_layer()
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        y = LoraProduct.apply(x.flatten(0, -2), base.weight, base.bias, a, b, self.scaling[name])
+        y = LoraProduct.apply(x.flatten(0, -2), weight, bias, a, b, self.scaling[name])
         return y.unflatten(0, x.shape[:-1])

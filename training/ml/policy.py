@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,7 +17,11 @@ from transformers.utils import logging
 from training import catalog
 from training.ml import attention, lora
 from training.ml.errors import TrainingError
+from training.ml.logprobs import token_logps
+from training.ml.rows import pack
+from training.ml.scores import Alone
 
+VERIFY_TOLERANCE = 0.1  # nats a token: bf16 rounds within a third of it; an unknown operation is far outside
 NEW, INCUMBENT = "default", "incumbent"  # names of adapters within peft; "default" is what a lone adapter has
 
 
@@ -72,8 +77,37 @@ def load_base(folder: Path, *, dtype: torch.dtype | None = None) -> Base:
     if not tokenizer.chat_template:
         raise TrainingError(f"The model in {folder.name} has no chat template; use an instruct model.", "model")
     template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-    model.requires_grad_(False)
-    return Base(model.to(device), tokenizer, folder, sha256, identity.get("chat_template_sha256", template))
+    model = _frozen(model, device)
+    verify(model)
+    return Base(model, tokenizer, folder, sha256, identity.get("chat_template_sha256", template))
+
+
+def _frozen(model: torch.nn.Module, device: torch.device) -> Any:
+    return model.requires_grad_(False).to(device)
+
+
+def verify(model: PreTrainedModel) -> None:
+    """Raises TrainingError unless packed rows give the log-probabilities of the model's own forward pass.
+
+    Some architectures scale, cap or window in ways that `attention` and `logprobs` do not know of.
+    """
+    tokens = tuple(range(10, 26))
+    halves = Alone(tokens[:8], tokens[8:12]), Alone(tokens[:8], tokens[12:])
+    with torch.no_grad():
+        ours = token_logps(model, pack(halves, 64, device=model.device)[0])
+        model.set_attn_implementation("eager")
+        theirs = [_own_logps(model, half) for half in halves]
+        model.set_attn_implementation(attention.NAME)
+    difference = (ours - torch.cat(theirs)).abs().mean().item()
+    if not difference < VERIFY_TOLERANCE:
+        kind = type(model).__name__
+        raise TrainingError(f"The trainer does not support this model ({kind}): its log-probabilities differ.", "model")
+
+
+def _own_logps(model: PreTrainedModel, item: Alone) -> torch.Tensor:
+    ids = torch.tensor([item.prompt + item.response], device=model.device)
+    logps = model(ids, use_cache=False).logits[0, len(item.prompt) - 1 : -1].float().log_softmax(-1)
+    return logps.gather(-1, ids[0, len(item.prompt) :, None])[:, 0]
 
 
 def add_adapter(base: Base, params: catalog.Common) -> PeftModel:
@@ -94,16 +128,14 @@ def add_adapter(base: Base, params: catalog.Common) -> PeftModel:
 def add_incumbent(base: Base, folder: Path) -> PeftModel:
     """The incumbent's adapter as the one that is trained on."""
     with _readable(folder):
-        return PeftModel.from_pretrained(
-            base.model, folder, NEW, is_trainable=True, config=_ours(LoraConfig.from_pretrained(folder))
-        )
+        return PeftModel.from_pretrained(base.model, folder, NEW, is_trainable=True, config=_config(folder))
 
 
 @contextmanager
 def incumbent(model: PeftModel, folder: Path) -> Iterator[None]:
     """The incumbent's adapter instead of the new one."""
     with _readable(folder):
-        model.load_adapter(folder, INCUMBENT, peft_config=_ours(LoraConfig.from_pretrained(folder)))
+        model.load_adapter(folder, INCUMBENT, peft_config=_config(folder))
     model.set_adapter(INCUMBENT, inference_mode=True)
     try:
         yield
@@ -115,6 +147,10 @@ def incumbent(model: PeftModel, folder: Path) -> Iterator[None]:
 def parameters(model: PeftModel) -> list[torch.nn.Parameter]:
     """What is trained: the adapter's matrices, in a fixed order."""
     return [p for _, p in sorted(model.named_parameters()) if p.requires_grad]
+
+
+def _config(folder: Path) -> LoraConfig:
+    return _ours(LoraConfig.from_pretrained(str(folder)))
 
 
 def _ours(config: LoraConfig) -> LoraConfig:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.ml.logprobs import token_logps
 from training.ml.rows import Tokens, pack
@@ -46,28 +46,29 @@ def texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [*rendered, *TEXTS]
 
 
-def measure(model: PeftModel, tokenizer: PreTrainedTokenizerBase, budget: int) -> dict[str, Any]:
+def measure(
+    policy: PeftModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, budget: int
+) -> dict[str, Any]:
     """What probes.json holds. `effects[i][t − 1]` is log p(adapter) − log p(base) of token t of text i, in fp32.
-
-    Turns the model into an fp32 one, for good: bf16 rounds away half of what an adapter does.
+    `model` is the transformers model within `policy`.
+    Not in bf16, which rounds away half of what an adapter does.
     """
-    model.float()
     probes = texts(tokenizer)
     ids = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
     changed = _logps(model, ids, budget)
-    with model.disable_adapter():
+    with policy.disable_adapter():
         base = _logps(model, ids, budget)
     effects = [(a - b).tolist() for a, b in zip(changed, base, strict=True)]
     return {"texts": probes, "token_ids": [list(tokens) for tokens in ids], "effects": effects}
 
 
-def _logps(model: PeftModel, ids: list[Tokens], budget: int) -> list[torch.Tensor]:
+def _logps(model: PreTrainedModel, ids: list[Tokens], budget: int) -> list[torch.Tensor]:
     """Per text (T − 1,): the log-probability of each token but the first."""
     items = [Alone(tokens[:1], tokens[1:]) for tokens in ids]
     found: dict[tuple[Tokens, Tokens], torch.Tensor] = {}
     for batch in pack(items, budget, device=model.device):
         with torch.no_grad():
-            logps = token_logps(model.get_base_model(), batch)
+            logps = token_logps(model, batch, torch.float32)
         parts = logps.split([len(response) for _, response in batch.order])
         found |= dict(zip(batch.order, parts, strict=True))
     return [found[item.prompt, item.response] for item in items]

@@ -10,6 +10,9 @@ import sys
 if __name__ == "__main__":
     # The imports below take seconds. A signal that comes meanwhile finds nothing to save.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+    # Threads that wait for each other by spinning take the processor from the one they wait for: on two cores shared
+    # with a server a step took up to 20 times as long. libgomp reads this when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import hashlib
 import resource
@@ -58,15 +61,15 @@ class Run:
         self.watch.phase("Scoring with the reference")
         reference = self.score_reference()
         self.end_stage("reference")
-        self.learner = self.make_learner(reference)
+        self.learner = learner = self.make_learner(reference)
         self.watch.phase("Training")
-        train(self.learner, self.order, self.job.folder, self.identity(), self.watch, self.progress)
+        train(learner, self.order, self.job.folder, self.identity(), self.watch, self.progress)
         self.save_checkpoint()
         self.end_stage("train")
-        self.finish(reference)
+        self.finish(learner)
 
     def start(self) -> PeftModel:
-        if self.job.is_continuing:
+        if self.job.incumbent and self.job.is_continuing:
             return policy.add_incumbent(self.base, self.job.incumbent)
         return policy.add_adapter(self.base, self.params)
 
@@ -125,22 +128,22 @@ class Run:
         if self.learner and not (self.job.folder / f"checkpoint-{self.learner.step}").exists():
             checkpoint.save(self.job.folder, self.learner, self.identity(), self.watch)
 
-    def finish(self, reference: Scores) -> None:
+    def finish(self, learner: Learner) -> None:
         """Evaluate, probe, write; result.json is last: what it stands beside is complete."""
         self.watch.phase("Evaluating")
         weights = adapter.serialise(self.model)
-        evaluation = self.evaluate(hashlib.sha256(weights).hexdigest(), reference)
+        evaluation = self.evaluate(hashlib.sha256(weights).hexdigest(), learner)
         files.write_json(self.job.folder / "evaluation.json", evaluation)
         self.end_stage("evaluate")
         self.watch.phase("Saving the adapter")
-        effects = probes.measure(self.model, self.base.tokenizer, BUDGET)
+        effects = probes.measure(self.model, self.base.model, self.base.tokenizer, BUDGET)
         adapter.write(self.job.folder / "adapter", weights, self.model, self.base, self.job, effects)
         self.end_stage("save")
-        files.write_json(self.job.folder / "result.json", self.result())
+        files.write_json(self.job.folder / "result.json", self.result(learner))
         self.watch.phase("Done")
 
-    def evaluate(self, sha256: str, reference: Scores) -> dict[str, Any]:
-        pairs, beta = self.pairs.heldout, self.learner.beta
+    def evaluate(self, sha256: str, learner: Learner) -> dict[str, Any]:
+        pairs, reference, beta = self.pairs.heldout, learner.reference, learner.beta
         new = evaluate.margins(pairs, self.score(pairs, self.memory(sha256)), reference, beta)
         old = [0.0] * len(pairs)
         if self.job.incumbent:
@@ -149,13 +152,13 @@ class Run:
                 old = evaluate.margins(pairs, self.score(pairs, self.memory(known_as)), reference, beta)
         return evaluate.report(pairs, new, old)
 
-    def result(self) -> dict[str, Any]:
+    def result(self, learner: Learner) -> dict[str, Any]:
         return {
             "seconds": self.seconds,
             "n_steps": self.order.n_steps,
-            "final": self.learner.metrics,
+            "final": learner.metrics,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "skipped": self.pairs.skipped | {"steps": self.learner.n_skipped},
+            "skipped": self.pairs.skipped | {"steps": learner.n_skipped},
             "n_pairs": len(self.order.pairs),
         }
 

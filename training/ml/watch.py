@@ -32,7 +32,6 @@ class Watch:
         self.is_leased = self.lease.exists()
         self.is_stopping = False
         self._n_shields = 0
-        self._checked_at = 0.0
         self._reported_at = 0.0
         self._values: dict[str, Any] = {"phase": "Starting", "step": 0, "n_steps": 0, "seconds_left": None}
 
@@ -63,8 +62,7 @@ class Watch:
         """Raises Stopped after a signal, LeaseLost when the lease is stale for a minute or another's."""
         if self.is_stopping:
             raise Stopped
-        if self.is_leased and time.monotonic() - self._checked_at > REPORT_SECONDS:
-            self._checked_at = time.monotonic()
+        if self.is_leased:
             self._check_lease()
 
     def _check_lease(self) -> None:

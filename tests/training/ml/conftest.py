@@ -1,0 +1,35 @@
+"""The tiny model in the dtypes the trainer's tests need."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tests.training.ml.cases import exact_norms
+from training.ml import policy
+from training.ml.watch import Watch
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> policy.Base:
+    """In float64 throughout: what is equal in mathematics is equal to 1e-10 here."""
+    loaded = policy.load_base(tiny_model_dir, dtype=torch.float64)
+    exact_norms(loaded.model)
+    return loaded
+
+
+@pytest.fixture
+def base32(tiny_model_dir: Path) -> policy.Base:
+    return policy.load_base(tiny_model_dir, dtype=torch.float32)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Watch:
+    """Nobody supervises."""
+    return Watch(tmp_path, token=1)

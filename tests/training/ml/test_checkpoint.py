@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.ml.cases import make_learner, some_pairs
+from training.ml import checkpoint, loop, policy
+from training.ml.data import Order
+from training.ml.loop import Learner
+from training.ml.watch import Watch
+
+IDENTITY = {"method": "dpo", "params": {"seed": 0}}
+
+
+def order() -> Order:
+    return Order(some_pairs(), epochs=3, batch_pairs=4, seed=3)
+
+
+def steps(learner: Learner, n: int, watch: Watch) -> list[float]:
+    return [loop.take_step(learner, order(), watch)["loss"] for _ in range(n)]
+
+
+@pytest.fixture
+def learner(base32: policy.Base) -> Learner:
+    return make_learner(base32, some_pairs())[0]
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(
+    tiny_model_dir: Path, learner: Learner, tmp_path: Path, watch: Watch
+) -> None:
+    steps(learner, 3, watch)
+    checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    torch.rand(5)  # somebody else used the random numbers meanwhile
+    expected = steps(learner, 3, watch)
+    again, _ = make_learner(policy.load_base(tiny_model_dir, dtype=torch.float32), some_pairs(), seed=9)
+    assert checkpoint.load(tmp_path / "checkpoint-3", again, IDENTITY)
+    assert (again.step, again.n_skipped) == (3, 0)
+    assert steps(again, 3, watch) == expected
+    assert all(map(torch.equal, again.parameters, learner.parameters))
+
+
+def test_it_restores_the_random_numbers(learner: Learner, tmp_path: Path, watch: Watch) -> None:
+    checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    expected = torch.rand(3)
+    assert checkpoint.load(tmp_path / "checkpoint-0", learner, IDENTITY)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_keeps_the_last_two(learner: Learner, tmp_path: Path, watch: Watch) -> None:
+    for learner.step in (2, 9, 10):
+        checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    assert [path.name for path in checkpoint.kept(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_it_does_not_take_half_a_checkpoint_for_one(learner: Learner, tmp_path: Path, watch: Watch) -> None:
+    (tmp_path / "checkpoint-4.tmp").mkdir()
+    assert checkpoint.kept(tmp_path) == []
+    learner.step = 4
+    checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    assert checkpoint.load(tmp_path / "checkpoint-4", learner, IDENTITY)
+
+
+def test_it_does_not_resume_from_other_work(
+    learner: Learner, tmp_path: Path, watch: Watch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    learner.step = 1
+    assert not checkpoint.load(tmp_path / "checkpoint-0", learner, IDENTITY | {"method": "ipo"})
+    assert learner.step == 1
+    assert "belongs to other data, parameters or model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_it_begins_again_rather_than_fail_on_a_damaged_one(
+    learner: Learner, tmp_path: Path, watch: Watch, damage: str
+) -> None:
+    checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    file = tmp_path / "checkpoint-0" / "state.pt"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1000])
+    assert not checkpoint.load(tmp_path / "checkpoint-0", learner, IDENTITY)

@@ -1,0 +1,23 @@
+import time
+
+from training.ml.progress import Progress
+
+
+def test_it_knows_nothing_before_the_first_work() -> None:
+    progress = Progress()
+    progress.plan(100)
+    assert progress.did(0, time.monotonic()) is None
+
+
+def test_it_expects_the_rest_to_go_as_fast() -> None:
+    progress = Progress()
+    progress.plan(100)
+    left = progress.did(20, time.monotonic() - 4)
+    assert left is not None
+    assert round(left) == 16
+
+
+def test_more_work_than_planned_leaves_nothing_to_wait_for() -> None:
+    progress = Progress()
+    progress.plan(10)
+    assert progress.did(30, time.monotonic() - 1) == 0.0

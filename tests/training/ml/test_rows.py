@@ -1,0 +1,73 @@
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training.ml.cases import pair, some_pairs
+from training.ml.data import Pair
+from training.ml.rows import Pack, count_tokens, pack
+from training.ml.scores import Alone
+
+tokens = st.lists(st.integers(3, 9), min_size=1, max_size=6)
+pairs = st.lists(st.builds(pair, tokens, tokens, tokens), min_size=1, max_size=8)
+
+
+def response_of(batch: Pack, owner: int) -> list[int]:
+    return batch.targets[batch.owners == owner].tolist()
+
+
+@given(pairs, st.integers(1, 60))
+def test_it_scores_every_response_of_every_item_in_the_items_pack(items: list[Pair], budget: int) -> None:
+    packs = pack(items, budget)
+    assert sorted(i for batch in packs for i in batch.items) == list(range(len(items)))
+    for batch in packs:
+        for i in batch.items:
+            for response in items[i].responses:
+                assert response_of(batch, batch.order[items[i].prompt, response]) == list(response)
+
+
+@given(pairs, st.integers(1, 60))
+def test_it_predicts_each_token_from_the_one_before_it(items: list[Pair], budget: int) -> None:
+    for batch in pack(items, budget):
+        ids, positions = batch.input_ids[0], batch.position_ids[0]
+        for (prompt, response), owner in batch.order.items():
+            predictors = batch.predictors[batch.owners == owner]
+            assert ids[predictors].tolist() == [prompt[-1], *response[:-1]]
+            assert positions[predictors].tolist() == list(range(len(prompt) - 1, len(prompt) + len(response) - 1))
+
+
+@given(pairs, st.integers(1, 60))
+def test_it_keeps_to_the_budget_unless_one_item_alone_exceeds_it(items: list[Pair], budget: int) -> None:
+    packs = pack(items, budget)
+    assert all(batch.n_tokens <= budget or len(batch.items) == 1 for batch in packs)
+    assert sum(batch.n_tokens for batch in packs) == count_tokens(items, budget)
+
+
+@given(pairs)
+def test_its_segments_tile_the_pack(items: list[Pair]) -> None:
+    (batch,) = pack(items, 10_000)
+    edges = [(0, 0), *((s.start, s.end) for s in batch.segments), (batch.n_tokens, batch.n_tokens)]
+    assert all(end == start for (_, end), (start, _) in pairwise(edges))
+    for segment in batch.segments:
+        assert segment.prompt_start <= segment.prompt_end <= segment.start
+
+
+def test_it_holds_a_shared_prompt_and_a_shared_response_once() -> None:
+    (batch,) = pack(some_pairs(3), 512)
+    assert batch.n_tokens == 7 + (5 - 1) + (3 - 1) + (1 - 1) + (6 - 1) + (2 - 1)
+    assert batch.n_responses == 5
+
+
+def test_it_gives_the_same_packs_for_the_same_items() -> None:
+    first, second = pack(some_pairs(), 40), pack(some_pairs(), 40)
+    assert [batch.order for batch in first] == [batch.order for batch in second]
+    assert len(first) > 1
+
+
+def test_it_packs_nothing_into_nothing() -> None:
+    assert pack([], 100) == []
+
+
+def test_it_gives_an_item_longer_than_the_budget_a_pack_of_its_own() -> None:
+    long = Alone(tuple(range(3, 60)), (5, 6))
+    assert [batch.n_responses for batch in pack([long, Alone((3, 4), (5,))], 20)] == [1, 1]

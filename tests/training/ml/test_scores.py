@@ -1,0 +1,118 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.ml.cases import make_learner, some_pairs
+from training.ml import policy, scores
+from training.ml.errors import TrainingError
+from training.ml.progress import Progress
+from training.ml.scores import Memory, Scores
+from training.ml.watch import Watch
+
+
+@contextmanager
+def forward_passes(model: torch.nn.Module, act: Callable[[int], None] = lambda n_tokens: None) -> Iterator[list[int]]:
+    """The tokens of each forward pass; `act` is called with them before it."""
+    seen: list[int] = []
+
+    def look(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        seen.append(args[0].shape[1])
+        act(seen[-1])
+
+    handle = model.get_input_embeddings().register_forward_pre_hook(look)  # type: ignore[operator]
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def score(base: policy.Base, cache: Path, watch: Watch, *, n: int = 8, budget: int = 40, who: str = "base") -> Scores:
+    memory = Memory(cache, who)
+    return scores.score(base.model, some_pairs(n), memory, budget=budget, watch=watch, progress=Progress())
+
+
+def test_it_computes_nothing_twice(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    first = score(base, tmp_path / "c", watch)
+    with forward_passes(base.model) as seen:
+        assert score(base, tmp_path / "c", watch) == first
+    assert seen == []
+
+
+def test_it_computes_only_what_is_new(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    first = score(base, tmp_path / "c", watch, n=4)
+    with forward_passes(base.model) as seen:
+        second = score(base, tmp_path / "c", watch, n=5)
+    new = some_pairs(5)[4]
+    assert seen == [len(new.prompt) + len(new.chosen) + len(new.rejected) - 2]
+    assert first.items() <= second.items()
+
+
+@pytest.mark.parametrize("who", ["another base", "base adapter"])
+def test_it_keeps_scorers_apart(base: policy.Base, tmp_path: Path, watch: Watch, who: str) -> None:
+    score(base, tmp_path / "c", watch)
+    with forward_passes(base.model) as seen:
+        score(base, tmp_path / "c", watch, who=who)
+    assert seen
+
+
+def test_a_key_knows_where_the_prompt_ends(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, "base")
+    assert memory.key((1, 2), (3,)) != memory.key((1,), (2, 3))
+
+
+def test_a_score_does_not_depend_on_what_it_is_packed_with(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    together, alone = score(base, tmp_path / "1", watch, budget=512), score(base, tmp_path / "2", watch, budget=16)
+    assert together == pytest.approx(alone, rel=1e-12)
+
+
+def test_damaged_files_are_computed_again(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    first = score(base, tmp_path / "c", watch)
+    (file,) = (tmp_path / "c").glob("*/*.json")
+    file.write_text(file.read_text()[:-9])
+    assert score(base, tmp_path / "c", watch) == first
+    assert score(base, tmp_path / "c", watch) == first
+
+
+def test_it_goes_on_in_smaller_packs_when_memory_runs_out(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    def allocate(n_tokens: int) -> None:
+        if n_tokens > 30:
+            raise torch.OutOfMemoryError
+
+    with forward_passes(base.model, allocate) as seen:
+        found = score(base, tmp_path / "1", watch, budget=120)
+    assert max(seen) > 30
+    assert found == pytest.approx(score(base, tmp_path / "2", watch, budget=16), rel=1e-12)
+
+
+def test_it_gives_up_when_one_response_is_too_much(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    def allocate(n_tokens: int) -> None:
+        raise torch.OutOfMemoryError
+
+    with forward_passes(base.model, allocate), pytest.raises(torch.OutOfMemoryError):
+        score(base, tmp_path / "c", watch)
+
+
+def test_what_was_computed_before_a_stop_is_kept(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    seen: list[int] = []
+
+    def interrupt(n_tokens: int) -> None:
+        seen.append(n_tokens)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with forward_passes(base.model, interrupt), pytest.raises(KeyboardInterrupt):
+        score(base, tmp_path / "c", watch, budget=30)
+    before = len(Memory(tmp_path / "c", "base").known)
+    score(base, tmp_path / "c", watch)
+    assert 0 < before < len(Memory(tmp_path / "c", "base").known)
+
+
+def test_damaged_weights_are_named(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
+    make_learner(base, some_pairs())
+    with torch.no_grad():
+        base.model.get_decoder().norm.weight[0] = float("nan")
+    with pytest.raises(TrainingError, match="weights are damaged"):
+        score(base, tmp_path / "c", watch)
