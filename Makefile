@@ -3,8 +3,6 @@
 
 VENV ?= .venv
 VAR_DIR ?= var
-# Without an NVIDIA GPU, torch comes from the index of its much smaller CPU builds.
-TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
 
 BIN := $(VENV)/bin
 PACKAGES := alignapp serving labeling training
@@ -13,7 +11,7 @@ DEFAULT_MODEL := $(VAR_DIR)/models/smollm2-135m-instruct
 QUICK := not slow and not ml and not browser
 
 .DELETE_ON_ERROR:
-.PHONY: help run install model test check clean benchmark lock
+.PHONY: help run install model test check lint types quick clean benchmark lock
 
 help:
 	@echo "make run        start Alignapp (installs it first; everything it writes lies in $(VAR_DIR)/)"
@@ -34,10 +32,17 @@ test: $(VENV)/.development model
 	$(BIN)/python -m tests.services $(BIN)/python -m pytest -m backends
 
 check: $(VENV)/.development
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint types quick
+
+lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES) tests benchmarks
 	DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python manage.py makemigrations --check --dry-run
+
+types:
+	$(BIN)/mypy $(PACKAGES) tests benchmarks
+
+quick:
 	$(BIN)/python -m pytest -m "$(QUICK)"
 
 benchmark: $(VENV)/.development model
@@ -59,7 +64,6 @@ $(VENV)/.created:
 
 $(VENV)/.production: requirements/production.lock $(VENV)/.created
 	@echo "Installing the packages of $< (once) …"
-	@$(BIN)/pip install --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint $< torch
 	@$(BIN)/pip install --requirement $<
 	@touch $@
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import psutil
 
@@ -129,19 +129,23 @@ class Supervisor:
         self._all: list[Running] = []
         self._n_signals = 0
         self._may_have_orphans = False
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._strangers: set[int] = set()  # children of this process that were there before us
 
     def __enter__(self) -> Self:
+        self._strangers = {child.pid for child in psutil.Process().children()}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        if sys.platform == "linux":
-            # What our processes leave behind becomes our child: nothing gets out of sight.
-            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        _adopt_orphans(True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        _adopt_orphans(False)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._n_signals += 1  # a plain number: a lock taken here could be held by the code that we interrupt
@@ -196,9 +200,15 @@ class Supervisor:
 
     def _orphans(self) -> list[psutil.Process]:
         """Living children of ours that no service is known by; dead ones are taken note of on the way."""
-        known = {running.pid for running in self._all}
+        known = {running.pid for running in self._all} | self._strangers
         orphans = [child for child in psutil.Process().children() if child.pid not in known]
         for orphan in orphans:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(orphan.pid, os.WNOHANG)
         return [orphan for orphan in orphans if orphan.is_running()]
+
+
+def _adopt_orphans(is_wanted: bool) -> None:
+    """On Linux, have what our processes leave behind become our child: nothing gets out of sight."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(is_wanted), 0, 0, 0)

@@ -23,6 +23,9 @@ PARENT = (
 )
 
 
+STRANGERS: list[psutil.Process] = []
+
+
 class Stage:
     """A supervisor over small scripts; `watch` runs until a condition holds."""
 
@@ -58,8 +61,14 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path / "log")
 
 
+@pytest.fixture(autouse=True)
+def _only_our_family() -> None:
+    """What other tests left running (multiprocessing's resource tracker, a browser) is not looked at."""
+    STRANGERS[:] = psutil.Process().children(recursive=True)
+
+
 def _family() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [process for process in psutil.Process().children(recursive=True) if process not in STRANGERS]
 
 
 def test_it_waits_longer_after_each_death() -> None:
@@ -117,6 +126,22 @@ def test_it_leaves_no_process_behind(stage: Stage) -> None:
         while len(_family()) < 3:
             time.sleep(0.01)
     assert _family() == []
+
+
+def test_it_leaves_the_children_alone_that_were_there_before(stage: Stage) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", FOREVER])
+    with stage.supervisor:
+        stage.add("first", FOREVER)
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_it_gives_signals_back(stage: Stage) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stage.supervisor:
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_it_kills_what_does_not_end_in_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
