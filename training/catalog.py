@@ -107,7 +107,8 @@ def parse(method: str, params: dict[str, Any]) -> Common:
 
 def _check(method: str, f: Any, kind: type, value: Any) -> Any:
     where = f"{method}: {f.name}"
-    assert not get_args(kind), "catalog parameters are plain int, float, bool or str"
+    if get_args(kind):
+        raise TypeError(f"{where}: catalog parameters are plain int, float, bool or str")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
@@ -115,7 +116,7 @@ def _check(method: str, f: Any, kind: type, value: Any) -> Any:
     meta = f.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ParameterError(f"{where} must be one of {', '.join(meta['choices'])}, not {value!r}.")
-    if kind in (int, float):
+    if kind in (int, float) and isinstance(value, int | float):
         low, high = meta["low"], meta["high"]
         if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
             raise ParameterError(f"{where} must be between {low} and {high}, not {value!r}.")

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import combinations
@@ -32,7 +33,7 @@ SPLIT_SALT = "alignapp held-out split 1"
 HELDOUT_SHARE = 0.2
 MIN_TRAIN_PAIRS = 4
 CARD_FORMAT = 1
-FREEZE_TRIES = 5
+FREEZE_TRIES = 3
 
 
 class NothingToTrain(ValueError):
@@ -63,11 +64,11 @@ def freeze(campaign: Campaign, incumbent: Adapter | None = None) -> Snapshot:
     trained on; without an incumbent, or with the base, every pair is new. Raises NothingToTrain.
     """
     for _attempt in range(FREEZE_TRIES):
-        try:
+        with suppress(_Changed):
             return _freeze_once(campaign, incumbent)
-        except _Changed:
-            continue
-    raise NothingToTrain(_("Judgments were undone again and again while they were being frozen; try again."))
+    with transaction.atomic():  # people undo faster than this reads: now they wait
+        _lock(campaign)
+        return _freeze_once(campaign, incumbent)
 
 
 def waiting(campaign: Campaign, *, since: datetime | None = None) -> int:
@@ -250,6 +251,11 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
+def _lock(campaign: Campaign) -> None:
+    """Until the transaction ends nobody undoes a judgment. (SQLite's transactions are immediate: they lock all.)"""
+    list(_in_force(campaign).select_for_update(of=("self",)).values_list("id"))
+
+
 @transaction.atomic
 def _record(campaign: Campaign, sha256: str, counts: dict[str, Any], ids: list[int]) -> Snapshot:
     """The row and its judgments, which cannot be undone from here on. Raises _Changed when one was meanwhile.
@@ -257,7 +263,7 @@ def _record(campaign: Campaign, sha256: str, counts: dict[str, Any], ids: list[i
     Skips and both-bad are linked too, though no line holds them: an existing row may thus gain such judgments.
     """
     # Locked first and asked anew after: an undo that was under way is over by then, and a later one sees `frozen_at`.
-    list(_in_force(campaign).select_for_update(of=("self",)).values_list("id"))
+    _lock(campaign)
     if not set(_in_force(campaign).values_list("id", flat=True)).issuperset(ids):
         raise _Changed
     snapshot, is_made = Snapshot.objects.get_or_create(campaign=campaign, sha256=sha256, defaults={"counts": counts})
