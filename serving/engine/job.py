@@ -24,7 +24,7 @@ class Choice:
 
 
 class Job:
-    """Submits sequences and hands out their events; whoever stops listening cancels them."""
+    """Submits sequences and hands out their events. Close it when nobody listens any more."""
 
     def __init__(
         self, engine: Engine, name: str, prompts: list[list[int]], params: list[SamplingParams], n: int
@@ -58,17 +58,16 @@ class Job:
 
     async def events(self) -> AsyncIterator[Piece | Done]:
         """Every event until each sequence is done. Raises GenerationFailed."""
-        n_running = len(self.sequences)
-        try:
-            while n_running:
-                event = await self._events.get()
-                if isinstance(event, Failed):
-                    raise GenerationFailed(event.message)
-                n_running -= isinstance(event, Done)
+        for _ in self.sequences:
+            while isinstance(event := await self._events.get(), Piece):
                 yield event
-        finally:
-            if n_running:
-                self._engine.scheduler.cancel(self.sequences)
+            if isinstance(event, Failed):
+                raise GenerationFailed(event.message)
+            yield event
+
+    def close(self) -> None:
+        """Whoever asked listens no longer: what still runs is cancelled."""
+        self._engine.scheduler.cancel(self.sequences)
 
     async def choices(self) -> list[Choice]:
         """All answers, complete. Raises GenerationFailed."""

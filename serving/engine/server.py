@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from serving.engine import answers, protocol
 from serving.engine.answers import ChatAnswer, TextAnswer
@@ -145,10 +146,24 @@ async def _answer(request: Request, asked: Generation, prompts: list[list[int]],
     job = Job(engine, asked.model, prompts, params, asked.n)
     answer = kind(engine.tokenizer, job.version)
     if asked.is_stream:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(job, answer, asked.has_usage), media_type="text/event-stream", headers=headers)
+        return EventStream(job, _stream(job, answer, asked.has_usage))
     choices = await _unless_disconnected(request, job)
     return JSONResponse(answer.whole(choices, job.n_prompt)) if choices else Response(status_code=499)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of a job, which ends with the response, even if the client left before its first byte."""
+
+    def __init__(self, job: Job, content: AsyncIterator[bytes]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.close()
 
 
 async def _stream(job: Job, answer: TextAnswer, has_usage: bool) -> AsyncIterator[bytes]:
@@ -182,6 +197,7 @@ async def _unless_disconnected(request: Request, job: Job) -> list[Any] | None:
     finally:
         work.cancel()
         gone.cancel()
+        job.close()
 
 
 async def _disconnected(request: Request) -> None:
@@ -274,8 +290,9 @@ def _exception_handlers() -> dict[Any, Any]:
     async def http(_: Request, error: HTTPException) -> Response:
         return respond(BadRequest(error.detail, status=error.status_code), dict(error.headers or {}))
 
-    async def failed(_: Request, error: Exception) -> Response:
-        return respond(BadRequest(str(error), status=500))
+    async def failed(request: Request, error: Exception) -> Response:
+        is_alive = request.app.state.engine.scheduler.is_alive
+        return respond(BadRequest(str(error), status=500 if is_alive else 503))
 
     return {
         BadRequest: bad_request,

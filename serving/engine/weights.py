@@ -66,18 +66,24 @@ class Weights:
 
 
 class Checkpoint:
-    """Named tensors of a model folder, read from memory-mapped safetensors when asked for."""
+    """Named tensors of a model folder, copied out of its safetensors files when asked for.
+
+    Copied, so that no mapping of a whole file stays in memory for the sake of one tensor.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        files = [safe_open(path, framework="pt") for path in weight_files(folder)]
-        self._file = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
+        self._path: dict[str, Path] = {}
+        for path in weight_files(folder):
+            with safe_open(path, framework="pt") as file:
+                self._path |= dict.fromkeys(file.keys(), path)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return name in self._path
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file[name].get_tensor(name).to(device=self.device, dtype=self.dtype)
+        with safe_open(self._path[name], framework="pt") as file:
+            return file.get_tensor(name).to(device=self.device, dtype=self.dtype, copy=True)
 
 
 @torch.inference_mode()

@@ -259,6 +259,7 @@ def test_it_says_503_when_it_is_full(tiny_model_dir: Path, serve: Serve) -> None
         thread.join()
     assert {status for status, _ in statuses} == {200, 503}
     assert all(retry for status, retry in statuses if status == 503)
+    wait_until_idle(engine)
     assert engine.versions.base.n_users == 0
 
 
