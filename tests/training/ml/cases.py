@@ -99,7 +99,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    file = folder / "metrics.jsonl"
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int], **changes: Any) -> Pair:

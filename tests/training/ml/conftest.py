@@ -1,5 +1,6 @@
 """The tiny model in the dtypes the trainer's tests need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tests.training.ml.cases import exact_norms
 from training.ml import policy
 from training.ml.watch import Watch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """For matrices this small a second thread is only somebody to wait for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,122 @@
+"""The adapter's folder, loaded by peft alone: none of the trainer's own layers."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.training.ml.cases import make_learner, shake, some_pairs
+from training import catalog
+from training.ml import adapter, policy, probes
+from training.ml.jobs import Job
+from training.ml.logprobs import response_logps
+from training.ml.rows import pack
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    folder = tmp_path / "attempt-2"
+    folder.mkdir()
+    return Job(
+        folder=folder,
+        run=7,
+        attempt=2,
+        token=1,
+        method="dpo",
+        params=catalog.parse("dpo", {"lora_rank": 4, "seed": 3}),
+        model=tmp_path,
+        snapshot=tmp_path,
+        snapshot_sha256="b" * 64,
+        cache=tmp_path,
+        incumbent=None,
+        incumbent_name="adapter-6",
+        resume=None,
+        threads=0,
+        nice=0,
+    )
+
+
+@pytest.fixture
+def trained(base32: policy.Base) -> PeftModel:
+    _, model = make_learner(base32, some_pairs())
+    shake(model)
+    return model
+
+
+@pytest.fixture
+def folder(job: Job, base32: policy.Base, trained: PeftModel) -> Path:
+    effects = probes.measure(trained, base32.model, base32.tokenizer, 512)
+    adapter.write(job.folder / "adapter", adapter.serialise(trained), trained, base32, job, effects)
+    return job.folder / "adapter"
+
+
+@pytest.fixture
+def stock(folder: Path, tiny_model_dir: Path) -> PeftModel:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    return PeftModel.from_pretrained(model, folder)
+
+
+def test_peft_alone_computes_the_same_with_it(base32: policy.Base, trained: PeftModel, stock: PeftModel) -> None:
+    batch = pack(some_pairs(), 512)[0]
+    found = response_logps(base32.model, batch)
+    for (prompt, response), score in zip(batch.order, found, strict=True):
+        logps = stock(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        expected = logps[len(prompt) - 1 : -1].gather(-1, torch.tensor(response)[:, None]).sum()
+        assert score.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_its_weights_are_fp32_and_named_by_their_hash(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float32}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_its_manifest_says_where_it_comes_from(folder: Path, base32: policy.Base, job: Job) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["base_sha256"] == base32.sha256
+    assert manifest["chat_template_sha256"] == base32.chat_template_sha256
+    expected = {"format": 1, "snapshot_sha256": "b" * 64, "run": 7, "attempt": 2, "method": "dpo", "seed": 3}
+    assert manifest.items() >= (expected | {"parent": "adapter-6", "rank": 4}).items()
+    assert manifest["params"] == catalog.to_dict(job.params)
+    assert len(manifest["target_modules"]) == 7
+    assert manifest["code_version"] != "unknown"
+
+
+def test_it_tells_nothing_about_this_machine(folder: Path, tiny_model_dir: Path) -> None:
+    text = (folder / "adapter_config.json").read_text()
+    assert json.loads(text)["base_model_name_or_path"] == tiny_model_dir.name
+    assert str(tiny_model_dir) not in text
+    assert "training.ml" not in text
+
+
+def test_the_probes_are_what_the_adapter_does(folder: Path, stock: PeftModel) -> None:
+    found = json.loads((folder / "probes.json").read_text())
+    assert len(found["texts"]) == len(found["token_ids"]) == len(found["effects"]) == 16
+    for ids, effects in zip(found["token_ids"], found["effects"], strict=True):
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            changed = stock(tokens).logits[0, :-1].log_softmax(-1)
+            with stock.disable_adapter():
+                plain = stock(tokens).logits[0, :-1].log_softmax(-1)
+        expected = (changed - plain).gather(-1, tokens[0, 1:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(effects), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_probe_texts_differ_and_fit_their_tokens(base32: policy.Base) -> None:
+    texts = probes.texts(base32.tokenizer)
+    assert len(set(texts)) == 16
+    encoded = [base32.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert [base32.tokenizer.decode(ids) for ids in encoded] == texts
+    assert all(len(ids) >= 10 for ids in encoded)
+
+
+def test_an_adapter_that_does_nothing_has_no_effect(base32: policy.Base) -> None:
+    _, model = make_learner(base32, some_pairs())
+    found = probes.measure(model, base32.model, base32.tokenizer, 512)
+    assert {effect for effects in found["effects"] for effect in effects} == {0.0}

@@ -1,0 +1,285 @@
+"""Whole runs on the tiny model, in this process: files in, files out."""
+
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.ml.cases import line, read_json, read_metrics, write_attempt, write_lease, write_snapshot
+from training import catalog
+from training.ml import train
+
+
+@contextmanager
+def at_pass(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
+    """Calls act before the number-th forward pass of a run; yields what is filled with the tokens of each pass.
+
+    Of the runs here passes 1 to 3 check the model, 4 and 5 are the reference's, 6 to 11 steps, 12 evaluates, 13 and 14
+    are probes.
+    """
+    passes: list[int] = []
+
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, torch.nn.Embedding):
+            passes.append(args[0].shape[1])
+            if len(passes) == number:
+                act()
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attempt that ran to its end undisturbed: the root of its run."""
+    root = tmp_path_factory.mktemp("run")
+    assert train.main(write_attempt(root, tiny_model_dir)) == 0
+    return root
+
+
+def copy_of(finished: Path, root: Path) -> Path:
+    """A run with the same snapshot, nothing computed yet."""
+    shutil.copytree(finished / "snapshot", root / "snapshot")
+    return root
+
+
+def test_it_leaves_everything_the_supervisor_reads(finished: Path) -> None:
+    folder = finished / "attempt-1"
+    result, metrics = read_json(folder / "result.json"), read_metrics(folder)
+    assert set(result["seconds"]) == {"start", "tokenize", "reference", "train", "evaluate", "save"}
+    assert result["n_steps"] == len(metrics) == 6
+    assert result["final"] == metrics[-1]
+    assert result["peak_rss_mb"] > 100
+    assert result["skipped"] == {"steps": 0}
+    assert read_json(folder / "status.json")["phase"] == "Done"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert not list(folder.rglob("*.tmp"))
+    assert not (folder / "error.json").exists()
+
+
+def test_it_starts_at_ln_2_and_learns(finished: Path) -> None:
+    metrics = read_metrics(finished / "attempt-1")
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert metrics[0]["margin"] == 0.0
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_it_evaluates_every_heldout_pair_once(finished: Path) -> None:
+    heldout = read_json(finished / "attempt-1" / "evaluation.json")["heldout"]
+    assert [one["pair"] for one in heldout] == ["pair-100", "pair-101", "pair-102", "pair-103"]
+    assert all(one["incumbent_margin"] == 0.0 and one["margin"] != 0.0 for one in heldout)
+    assert all(one["chars_chosen"] == len(line(100 + i)["chosen"]) for i, one in enumerate(heldout))
+
+
+def test_the_same_run_gives_the_same_adapter(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    again = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
+    assert train.main(again) == 0
+    assert weights(again) == weights(finished / "attempt-1")
+
+
+def test_another_seed_gives_another_adapter(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    other = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, params={"seed": 1})
+    assert train.main(other) == 0
+    assert weights(other) != weights(finished / "attempt-1")
+
+
+def test_a_second_run_computes_no_reference_scores(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    def passes(attempt: Path) -> int:
+        with at_pass(0, terminate) as seen:
+            assert train.main(attempt) == 0
+        return len(seen)
+
+    root = copy_of(finished, tmp_path)
+    first, second = (passes(write_attempt(root, tiny_model_dir, n, params={"epochs": 0.01})) for n in (1, 2))
+    # The adapter is the same one as before, so its scores are known too: left are the check, the step and the probes.
+    assert (first, second) == (3 + 2 + 1 + 1 + 2, 3 + 1 + 2)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [1, 5, 6, 9, 12, 13],
+    ids=["loading", "reference", "step 1", "step 4", "evaluating", "probing"],
+)
+def test_stopped_anywhere_and_resumed_it_gives_the_undisturbed_adapter(
+    finished: Path, tiny_model_dir: Path, tmp_path: Path, number: int
+) -> None:
+    root = copy_of(finished, tmp_path)
+    stopped = write_attempt(root, tiny_model_dir)
+    with at_pass(number, terminate):
+        assert train.main(stopped) == 3
+    assert not (stopped / "result.json").exists()
+    left = max((str(path) for path in stopped.glob("checkpoint-*")), default=None)
+    assert (left is None) == (number < 6)
+    resumed = write_attempt(root, tiny_model_dir, 2, resume=left)
+    assert train.main(resumed) == 0
+    assert weights(resumed) == weights(finished / "attempt-1")
+    done = [one["step"] for attempt in (stopped, resumed) for one in read_metrics(attempt)]
+    assert done == [1, 2, 3, 4, 5, 6]
+
+
+def test_with_the_lease_lost_it_ends(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
+    with at_pass(8, lambda: write_lease(attempt, token=2)):
+        assert train.main(attempt) == 4
+    assert [path.name for path in attempt.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert not (attempt / "error.json").exists()
+
+
+def test_with_a_stale_lease_it_does_not_begin(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
+    write_lease(attempt, seconds=-3600)
+    assert train.main(attempt) == 4
+
+
+def with_incumbent(finished: Path, root: Path, model: Path, **params: Any) -> Path:
+    return write_attempt(
+        copy_of(finished, root),
+        model,
+        params=params,
+        incumbent=str(finished / "attempt-1" / "adapter"),
+        incumbent_name="adapter-7",
+    )
+
+
+def test_it_evaluates_the_incumbent_beside_the_new_adapter(
+    finished: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    attempt = with_incumbent(finished, tmp_path, tiny_model_dir, seed=4)
+    assert train.main(attempt) == 0
+    before = [one["margin"] for one in read_json(finished / "attempt-1" / "evaluation.json")["heldout"]]
+    after = read_json(attempt / "evaluation.json")["heldout"]
+    assert [one["incumbent_margin"] for one in after] == pytest.approx(before, abs=1e-6)
+    assert [one["margin"] for one in after] != pytest.approx(before, abs=1e-6)
+    assert read_json(attempt / "adapter" / "manifest.json")["parent"] == "adapter-7"
+
+
+def test_it_continues_the_incumbent_with_replay(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    old, new = [line(i, is_new=False) for i in range(12)], [line(i) for i in range(20, 24)]
+    write_snapshot(tmp_path / "snapshot", old + new, [])
+    shutil.copytree(tmp_path / "snapshot", tmp_path / "run" / "snapshot")
+    attempt = write_attempt(
+        tmp_path / "run",
+        tiny_model_dir,
+        params={"start": "incumbent", "replay": 0.5, "epochs": 1.0, "lora_rank": 8, "learning_rate": 1e-8},
+        incumbent=str(finished / "attempt-1" / "adapter"),
+        incumbent_name="adapter-7",
+    )
+    assert train.main(attempt) == 0
+    assert sum(one["n_pairs"] for one in read_metrics(attempt)) == 4 + 2
+    assert (
+        read_metrics(attempt)[0]["margin"] != 0.0
+    )  # it begins where the incumbent is, the reference is still the base
+    assert read_json(attempt / "adapter" / "manifest.json")["rank"] == 4  # the incumbent's, not the parameter's
+
+
+def test_without_an_incumbent_to_continue_it_begins_from_the_base(
+    finished: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, params={"start": "incumbent"})
+    assert train.main(attempt) == 0
+    assert weights(attempt) == weights(finished / "attempt-1")
+
+
+def fails(attempt: Path) -> dict[str, str]:
+    assert train.main(attempt) == 1
+    assert not (attempt / "result.json").exists()
+    return read_json(attempt / "error.json")
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([], "There are no training pairs; collect more judgments."),
+        ([line(1, label=0.5)], "All training pairs are ties; collect judgments that prefer one response."),
+        ([line(1, chosen="a", rejected="a")], "In all training pairs both responses read the same"),
+    ],
+)
+def test_it_says_why_there_is_nothing_to_learn(
+    tiny_model_dir: Path, tmp_path: Path, lines: list[dict[str, Any]], sentence: str
+) -> None:
+    write_snapshot(tmp_path / "snapshot", lines, [])
+    error = fails(write_attempt(tmp_path, tiny_model_dir))
+    assert error["message"].startswith(sentence)
+    assert error["kind"] == "no_pairs"
+
+
+def test_it_says_that_nothing_is_new(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    attempt = with_incumbent(finished, tmp_path, tiny_model_dir, start="incumbent")
+    write_snapshot(tmp_path / "snapshot", [line(1, is_new=False)], [])
+    assert fails(attempt)["message"].startswith("No judgment is new since the current version was trained")
+
+
+def test_it_names_a_damaged_line(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
+    with (tmp_path / "snapshot" / "train.jsonl").open("a") as file:
+        file.write('{"pair": "cut he')
+    error = fails(attempt)
+    assert error["message"].startswith("Line 13 of train.jsonl in the snapshot is damaged")
+    assert error["kind"] == "snapshot"
+
+
+def test_it_says_that_the_model_is_broken(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-model"
+    shutil.copytree(tiny_model_dir, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    error = fails(write_attempt(copy_of(finished, tmp_path / "run"), broken))
+    assert error["message"].startswith("The model in broken-model cannot be loaded")
+    assert error["kind"] == "model"
+
+
+def test_it_says_that_the_incumbent_is_broken(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter-3"
+    shutil.copytree(finished / "attempt-1" / "adapter", adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"nothing")
+    root = copy_of(finished, tmp_path / "run")
+    error = fails(write_attempt(root, tiny_model_dir, params={"start": "incumbent"}, incumbent=str(adapter)))
+    assert error["message"].startswith("The current adapter adapter-3 cannot be loaded")
+
+
+def test_it_says_that_the_disk_is_full(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
+    (attempt / "metrics.jsonl").symlink_to("/dev/full")
+    assert fails(attempt) == {"message": "The disk is full; free some space and retry the run.", "kind": "disk"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"params": {"lora_rnak": 4}}, "dpo has no parameter 'lora_rnak'"),
+        ({"method": "dop"}, "There is no method 'dop'"),
+    ],
+)
+def test_it_refuses_what_the_menu_does_not_have(
+    tiny_model_dir: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    assert fails(write_attempt(tmp_path, tiny_model_dir, **changes))["message"].startswith(sentence)
+
+
+def test_it_says_that_its_config_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert fails(tmp_path)["message"].startswith("config.json of the run cannot be read")
+
+
+@pytest.mark.parametrize("method", catalog.METHODS)
+def test_every_method_makes_an_adapter(finished: Path, tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, method=method, params={"epochs": 1.0})
+    assert train.main(attempt) == 0
+    assert read_json(attempt / "adapter" / "manifest.json")["method"] == method
