@@ -134,7 +134,7 @@ def _linear(checkpoint: Checkpoint, i: int, names: tuple[str, ...], lora: Lora |
     for name in names:
         weight = checkpoint[f"model.layers.{i}.{name}.weight"]
         if lora and lora.touches(i, name):
-            weight = (weight.float() + lora.delta(i, name).to(weight.device)).to(weight.dtype)
+            weight = rounded(weight.float() + lora.delta(i, name).to(weight.device), weight.dtype, seed=i)
         weights.append(weight)
         bias = f"model.layers.{i}.{name}.bias"
         if bias in checkpoint:
@@ -142,3 +142,17 @@ def _linear(checkpoint: Checkpoint, i: int, names: tuple[str, ...], lora: Lora |
     if biases and len(biases) < len(names):
         raise KeyError(f"layer {i} has a bias for some of {', '.join(names)} only")
     return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+
+
+def rounded(exact: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
+    """float32 `exact` in `dtype`; to bfloat16 up or down at random, so that the mean error is zero (same seed: same result).
+
+    The base's weights lie on bfloat16's grid. Rounding base + change to the nearest of it drops every change below half a
+    step: an adapter of two steps of DPO kept 70 % of its effect, one of sixteen 82 %, and so rounded 116 % and 98 %.
+    """
+    if dtype != torch.bfloat16:
+        return exact.to(dtype)
+    generator = torch.Generator(exact.device).manual_seed(seed)
+    below = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator)
+    # bfloat16 is the upper half of float32: a number below the lower half's place carries with the right probability.
+    return ((exact.view(torch.int32) + below) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)

@@ -7,7 +7,7 @@ from serving import selftest
 
 RANDOM = np.random.default_rng(0)
 EFFECTS = RANDOM.normal(scale=0.4, size=800)
-NOISE = RANDOM.normal(scale=0.04, size=800)  # bf16 against fp32, on an adapter of a short run
+NOISE = RANDOM.normal(scale=0.06, size=800)  # bf16 against fp32, on an adapter of a short run
 
 
 def test_it_passes_an_adapter_that_does_what_it_did_in_training() -> None:
@@ -30,6 +30,23 @@ def test_it_passes_an_adapter_that_does_what_it_did_in_training() -> None:
 )
 def test_it_fails_one_that_does_not(measured: np.ndarray) -> None:
     assert not selftest.compare(EFFECTS, measured + NOISE).is_passed
+
+
+@pytest.mark.parametrize(("scale", "is_passed"), [(0.0, False), (0.5, False), (1.0, True), (2.0, False)])
+def test_it_tells_scales_apart_where_rounding_is_as_large_as_the_effect(scale: float, is_passed: bool) -> None:
+    small = EFFECTS / 8  # 0.05 nats, as after a few steps
+    result = selftest.compare(small, scale * small + NOISE)
+    assert result.correlation < 0.9
+    assert result.is_passed == is_passed
+
+
+def test_it_counts_what_texts_have_in_common_once() -> None:
+    texts = [[1, 2, 3, 4], [1, 2, 3, 5], [2, 3, 4]]
+    assert selftest.is_first(texts).tolist() == [True, True, True, False, False, True, True, True]
+
+
+def test_it_fails_when_there_is_nothing_to_compare() -> None:
+    assert not selftest.compare(np.array([]), np.array([])).is_passed
 
 
 def test_it_fails_an_adapter_without_effect_in_training() -> None:

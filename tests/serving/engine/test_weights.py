@@ -47,6 +47,16 @@ def test_it_shares_what_the_adapter_leaves_alone(tiny_model_dir: Path, tmp_path:
         assert new.down is not old.down
 
 
+def test_it_keeps_changes_that_are_smaller_than_a_step_of_bfloat16() -> None:
+    base = torch.full((400, 400), 0.1).bfloat16().float()
+    for change in (2e-5, -2e-5):  # a step at 0.1 is 5e-4
+        rounded = weights.rounded(base + change, torch.bfloat16, seed=0).float() - base
+        assert rounded.mean().item() == pytest.approx(change, rel=0.1)
+        assert rounded.abs().max() < 6e-4
+    assert torch.equal(weights.rounded(base, torch.bfloat16, seed=0).float(), base)
+    assert torch.equal(weights.rounded(base + 2e-5, torch.float32, seed=0), base + 2e-5)
+
+
 def test_it_names_a_tensor_that_is_missing(tiny_model_dir: Path) -> None:
     checkpoint = weights.Checkpoint(tiny_model_dir, torch.float32, CPU)
     with pytest.raises(KeyError, match=r"model\.layers\.2"):
