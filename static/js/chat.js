@@ -365,8 +365,10 @@ function rename(row) {
   const link = row.querySelector("a");
   const field = Object.assign(document.createElement("input"), { value: link.textContent, maxLength: 120 });
   field.setAttribute("aria-label", chat.dataset.titleLabel);
+  let isDone = false; // taking a focused field out of the page also blurs it
   const finish = async (isSaved) => {
-    if (!field.isConnected) return;
+    if (isDone) return;
+    isDone = true;
     const title = field.value.trim();
     field.replaceWith(link);
     if (!isSaved || !title || title === link.textContent) return;

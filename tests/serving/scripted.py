@@ -16,6 +16,7 @@ class ScriptedEngine:
     """State that tests set and read; every request is recorded in `requests` as (path, body)."""
 
     def __init__(self) -> None:
+        self.url = ""
         self.adapters: dict[str, str] = {}  # resident name → path
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.pieces = ["Hello", ", ", "world", "!"]
@@ -45,7 +46,8 @@ def running(engine: ScriptedEngine, port: int = 0) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        engine.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield engine.url
     finally:
         engine.hold.set()
         server.shutdown()
