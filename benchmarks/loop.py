@@ -10,6 +10,7 @@ A line of the file: {"prompt", "response_a", "response_b", "outcome": "a" or "b"
 import argparse
 import gzip
 import json
+import re
 import tempfile
 import time
 import uuid
@@ -29,6 +30,9 @@ starter.ensure()
 Prompt.objects.update(candidates_state="none")
 Campaign.objects.create(name="Benchmark", slug="benchmark", n_candidates=0)
 """
+
+
+MESSAGES = re.compile(r'role="alert"[^>]*>(.*?)</', re.DOTALL)
 
 
 def read_pairs(path: Path, n: int) -> list[dict[str, Any]]:
@@ -101,8 +105,10 @@ def measure(site: Site, pairs: list[dict[str, Any]], settings: dict[str, str]) -
     judged_at = judge(client, pairs)
     run = train(site, client, settings)
     trained_at = time.monotonic()
-    client.post(f"/admin/training/run/{run}/publish/", data={"reason": "benchmark"})
+    page = client.post(f"/admin/training/run/{run}/publish/", data={"reason": "benchmark"})
     published_at = time.monotonic()
+    if not site.rows("SELECT 1 FROM serving_deployment d JOIN training_run r ON r.adapter_id = d.adapter_id"):
+        raise RuntimeError(f"The adapter was not published: {MESSAGES.findall(page.text)}")
     message, first_token_at = client.ask("Give me three tips for a good night of sleep.")
     watch.end()
     (name,) = site.rows(
