@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
@@ -16,6 +17,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from serving import adapters, gateway
 from serving.client import EngineDown, EngineError
@@ -27,7 +29,15 @@ STATUS_COLOURS = {
     Adapter.Status.REJECTED: "danger",
     Adapter.Status.RETIRED: "warning",
 }
-MAX_REASON_CHARS = 500
+
+
+class ReasonForm(forms.Form):
+    reason = forms.CharField(
+        label=_("Reason"),
+        max_length=500,
+        widget=UnfoldAdminTextInputWidget(attrs={"autocomplete": "off", "autofocus": True}),
+        error_messages={"required": _("Give a reason: it is kept in the history.")},
+    )
 
 
 class ReadOnlyAdmin(ModelAdmin):
@@ -51,13 +61,16 @@ class AdapterAdmin(ReadOnlyAdmin):
     list_display = ("name", "shown_status", "aliases", "lineage", "self_test_verdict", "created_at")
     list_filter = ("status", "is_base")
     search_fields = ("name", "notes", "sha256")
-    readonly_fields = ("shown_status", "aliases", "lineage", "self_test_verdict")
+    readonly_fields = ("aliases", "lineage", "self_test_verdict")
     fields = (
-        "name", "shown_status", "aliases", "lineage", "notes", "self_test_verdict", "self_test", "error", "sha256",
+        "name", "status", "aliases", "lineage", "notes", "self_test_verdict", "self_test", "error", "sha256",
         "base_sha256", "manifest", "wanted_until", "created_at",
     )  # fmt: skip
     actions_row = ("publish",)
     actions_detail = ("publish",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Adapter]:
+        return super().get_queryset(request).prefetch_related("deployments")
 
     @display(description=_("status"), ordering="status", label=STATUS_COLOURS)
     def shown_status(self, adapter: Adapter) -> tuple[str, str]:
@@ -135,8 +148,9 @@ def _confirmed(
     act: Callable[[str], Deployment],
 ) -> HttpResponse:
     """GET asks for a reason; POST acts, says what happened, and goes back to the list."""
-    if request.method == "POST" and (reason := request.POST.get("reason", "").strip()[:MAX_REASON_CHARS]):
-        _act(request, act, reason)
+    form = ReasonForm(request.POST or None)
+    if form.is_valid():
+        _act(request, act, form.cleaned_data["reason"])
         return redirect(f"admin:serving_{model_admin.model._meta.model_name}_changelist")
     context: dict[str, Any] = {
         **model_admin.admin_site.each_context(request),
@@ -144,8 +158,7 @@ def _confirmed(
         "question": question,
         "adapter": adapter,
         "deployment": adapters.deployment(),
-        "is_reason_missing": request.method == "POST",
-        "max_reason_chars": MAX_REASON_CHARS,
+        "form": form,
     }
     return TemplateResponse(request, "serving/admin/confirm.html", context)
 
