@@ -4,6 +4,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from django.http import HttpResponse
@@ -36,6 +37,12 @@ def test_it_is_closed_to_strangers(client: Client, name: str, path: str) -> None
         response = method(path)
         is_to_login = response.status_code == 302 and "/login/" in response["Location"]
         assert is_to_login or response.status_code in {401, 403, 404, 405}, f"{name} answered {response.status_code}"
+
+
+@pytest.mark.django_db
+def test_it_has_one_way_in(client: Client) -> None:
+    response = client.get("/admin/training/run/", follow=True)
+    assert unquote(response.redirect_chain[-1][0]) == "/login/?next=/admin/training/run/"
 
 
 @pytest.mark.django_db
