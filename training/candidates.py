@@ -1,7 +1,8 @@
 """Sample responses to prompts from the engine, and hand them to labeling.
 
 Chat comes first, so one prompt at a time is in the engine's hands: its k requests are sent together, which lets the
-engine compute the prompt once. Each prompt is stored as soon as it is done, so the first pair is on screen early.
+engine compute the prompt once. Each prompt is stored as soon as it is done, so the first pair is on screen early. On one
+machine a run comes before candidates too, as long as people have pairs to judge: both live on the same processor.
 """
 
 import fcntl
@@ -21,12 +22,13 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from labeling.errors import Invalid
-from labeling.models import Prompt
+from labeling.models import Comparison, Prompt
 from labeling.pairs import make_comparisons
 from labeling.responses import add_response
 from serving import adapters
 from serving.client import ChatResult, Engine, EngineDown, EngineError
 from serving.models import Adapter
+from training.models import Run
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ CLAIM_LASTS = timedelta(minutes=5)
 MAX_ATTEMPTS = 3
 SECONDS_PER_CALL = 25.0
 MIN_RESPONSES = 2  # fewer distinct ones make no pair
+N_AHEAD = 24  # open comparisons that keep people busy while a run has the processor
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def generate(seconds: float = SECONDS_PER_CALL) -> bool:
             return False
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
+            if yields_to_run():
+                return False
             prompt = claim(timezone.now())
             if prompt is None:
                 return False
@@ -66,6 +71,13 @@ def generate(seconds: float = SECONDS_PER_CALL) -> bool:
                 _give_back(prompt)
                 return False
         return wanted(timezone.now()).exists()
+
+
+def yields_to_run() -> bool:
+    """Whether candidates wait: the engine shares its machine with a run, and there is enough to judge meanwhile."""
+    if not settings.HAS_EMBEDDED_ENGINE or not Run.objects.filter(status__in=Run.ACTIVE).exists():
+        return False
+    return Comparison.objects.filter(is_open=True, campaign__status="active").count() >= N_AHEAD
 
 
 def wanted(now: datetime) -> QuerySet[Prompt]:

@@ -18,8 +18,8 @@ from pytest_django import Settings
 
 from labeling.models import Campaign, Prompt, Response
 from serving import adapters
-from tests.training.rows import NOW, add_campaign, add_prompt
-from training import candidates
+from tests.training.rows import NOW, add_campaign, add_comparison, add_prompt
+from training import candidates, runs
 from training.candidates import CLAIM_LASTS, MAX_ATTEMPTS
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -164,3 +164,22 @@ def test_it_asks_with_as_many_seeds_and_the_temperatures_in_turn(campaign: Campa
     assert candidates.plan(prompt) == drafts  # the same answers can be had again
     prompt.candidates_attempts += 1
     assert not {draft.seed for draft in drafts} & {draft.seed for draft in candidates.plan(prompt)}
+
+
+def test_it_lets_a_run_have_the_processor_while_people_have_enough_to_judge(campaign: Campaign) -> None:
+    prompts = [add_prompt(campaign) for _ in range(candidates.N_AHEAD)]
+    for prompt in prompts[1:]:
+        add_comparison(prompt)
+    assert not candidates.yields_to_run()  # no run
+    runs.create(campaign, "dpo", {})
+    assert not candidates.yields_to_run()  # one pair too few
+    add_comparison(prompts[0])
+    assert candidates.yields_to_run()
+
+
+def test_it_never_waits_for_a_run_on_other_machines(campaign: Campaign, settings: Settings) -> None:
+    for _ in range(candidates.N_AHEAD):
+        add_comparison(add_prompt(campaign))
+    runs.create(campaign, "dpo", {})
+    settings.HAS_EMBEDDED_ENGINE = False
+    assert not candidates.yields_to_run()
