@@ -1,11 +1,13 @@
 """Fixtures of the serving tests that need no torch: a described base model and a scripted engine."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
+from django.db import connections
 from pytest_django import Settings
 
 from serving import adapters
@@ -66,3 +68,10 @@ def ada(db: None) -> User:
 @pytest.fixture
 def eve(db: None) -> User:
     return User.objects.create_user("eve", password="a long enough password")
+
+
+@pytest.fixture
+async def closed_connections() -> AsyncIterator[None]:
+    """For asynchronous tests: the thread that their queries ran in keeps no connection to the test's database."""
+    yield
+    await sync_to_async(connections.close_all)()

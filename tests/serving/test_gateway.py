@@ -16,7 +16,7 @@ from serving.client import Delta, EngineError
 from serving.models import Adapter, Message
 from tests.serving.scripted import ScriptedEngine, running
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("closed_connections")]
 Maker = Callable[[int], Adapter]
 
 

@@ -212,6 +212,7 @@ async def read(answer: Message, meanwhile: Callable[[], Any] | None = None) -> s
     return answer.content
 
 
+@pytest.mark.usefixtures("closed_connections")
 async def test_it_finishes_on_the_old_version_token_for_token_while_the_alias_moves(
     registered: Callable[[str], Adapter], ada: User
 ) -> None:
@@ -229,6 +230,7 @@ async def test_it_finishes_on_the_old_version_token_for_token_while_the_alias_mo
     assert generations == [1, 2, 3, 4]
 
 
+@pytest.mark.usefixtures("closed_connections")
 async def test_it_survives_a_killed_engine(registered: Callable[[str], Adapter], site: RealEngine, ada: User) -> None:
     row = await sync_to_async(registered)("one")
     await sync_to_async(adapters.publish)(row)

@@ -236,6 +236,7 @@ def test_it_offers_no_judgment_of_an_incomplete_pair(page: Client, good_adapter:
 
 # --- streaming --------------------------------------------------------------------------------------------------------
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("closed_connections")
 async def test_it_streams_an_answer(async_client: AsyncClient, engine: ScriptedEngine, ada: User) -> None:
     await async_client.aforce_login(ada)
     answer = await sync_to_async(lambda: chat.start(ada, "Hi").children.get())()
