@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from training.ml.errors import TrainingError
 from training.ml.rows import Segment
 
 NAME = "shared_prompt"
+ROUND = 32  # lengths are filled up to a multiple: oneDNN compiles and keeps a kernel for every new shape
 
 
 class SharedPromptAttention(torch.autograd.Function):
@@ -29,7 +31,7 @@ class SharedPromptAttention(torch.autograd.Function):
         for segment in segments:
             keys, values = _seen(k, segment), _seen(v, segment)
             p = _probabilities(_queries(q, segment), keys, segment, scale)
-            out[:, :, segment.start : segment.end] = (p @ values).view(*q.shape[:2], -1, q.shape[-1])
+            out[:, :, segment.start : segment.end] = _own(p @ values, q, segment)
         ctx.save_for_backward(q, k, v)
         ctx.segments, ctx.scale = segments, scale
         return out
@@ -43,37 +45,42 @@ class SharedPromptAttention(torch.autograd.Function):
             p = _probabilities(queries, keys, segment, ctx.scale)  # (Hk, G·Q, K)
             d_o = _queries(d_out, segment)
             d_s = torch._softmax_backward_data(d_o @ values.mT, p, -1, p.dtype) * ctx.scale
-            d_q[:, :, segment.start : segment.end] = (d_s @ keys).view(*q.shape[:2], -1, q.shape[-1])
+            d_q[:, :, segment.start : segment.end] = _own(d_s @ keys, q, segment)
             _add_seen(d_k, d_s.mT @ queries, segment)
             _add_seen(d_v, p.mT @ d_o, segment)
         return d_q, d_k, d_v, None, None
 
 
 def _queries(x: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """(Hk, G, T, D) -> (Hk, G·Q, D): the segment's queries, the heads of one key head stacked."""
-    return x[:, :, segment.start : segment.end].reshape(x.shape[0], -1, x.shape[-1])
+    """(Hk, G, T, D) -> (Hk, G·Q, D): the segment's queries and zeros, the heads of one key head stacked."""
+    own = x[:, :, segment.start : segment.end]
+    return pad(own, (0, 0, 0, -own.shape[2] % ROUND)).flatten(1, 2)
+
+
+def _own(x: torch.Tensor, like: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """The inverse of `_queries`: (Hk, G·Q, D) -> (Hk, G, end − start, D)."""
+    return x.view(*like.shape[:2], -1, like.shape[-1])[:, :, : segment.end - segment.start]
 
 
 def _seen(x: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """(Hk, T, D) -> (Hk, K, D): keys or values of the segment's prompt, then its own."""
-    own = x[:, segment.start : segment.end]
-    if segment.prompt_start == segment.prompt_end:
-        return own
-    return torch.cat((x[:, segment.prompt_start : segment.prompt_end], own), dim=1)
+    """(Hk, T, D) -> (Hk, K, D): keys or values of the segment's prompt, then its own, then zeros."""
+    parts = x[:, segment.prompt_start : segment.prompt_end], x[:, segment.start : segment.end]
+    n_fill = -(parts[0].shape[1] + parts[1].shape[1]) % ROUND
+    return torch.cat((*parts, x.new_zeros(x.shape[0], n_fill, x.shape[2])), dim=1)
 
 
 def _add_seen(total: torch.Tensor, part: torch.Tensor, segment: Segment) -> None:
-    n_prompt = segment.prompt_end - segment.prompt_start
-    if n_prompt:
-        total[:, segment.prompt_start : segment.prompt_end] += part[:, :n_prompt]
-    total[:, segment.start : segment.end] += part[:, n_prompt:]
+    n_prompt, n_own = segment.prompt_end - segment.prompt_start, segment.end - segment.start
+    total[:, segment.prompt_start : segment.prompt_end] += part[:, :n_prompt]
+    total[:, segment.start : segment.end] += part[:, n_prompt : n_prompt + n_own]
 
 
 def _probabilities(queries: torch.Tensor, keys: torch.Tensor, segment: Segment, scale: float) -> torch.Tensor:
-    n_queries = segment.end - segment.start
+    """(Hk, G·Q, D), (Hk, K, D) -> (Hk, G·Q, K). The zeros that fill up K are later than every query, so never seen."""
+    n_own, n_prompt = segment.end - segment.start, segment.prompt_end - segment.prompt_start
+    n_queries = n_own + -n_own % ROUND
     scores = (queries @ keys.mT).view(keys.shape[0], -1, n_queries, keys.shape[1])  # (Hk, G, Q, K)
-    hidden = torch.ones(n_queries, keys.shape[1], dtype=torch.bool, device=keys.device)
-    hidden = hidden.triu_(diagonal=keys.shape[1] - n_queries + 1)
+    hidden = torch.ones(n_queries, keys.shape[1], dtype=torch.bool, device=keys.device).triu_(n_prompt + 1)
     wide = torch.promote_types(scores.dtype, torch.float32)
     scores = scores.to(wide).mul_(scale).masked_fill_(hidden, float("-inf"))
     return scores.softmax(-1).to(queries.dtype).view(keys.shape[0], -1, keys.shape[1])

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from training.ml.rows import Pack
+from training.ml.rows import Pack, Segment
 
+ROUND = 64  # pack lengths are filled up to a multiple: oneDNN keeps a kernel of some MB for every new shape
 CHUNK = 128  # positions whose logits exist at one time: 128 x 49k x 4 bytes = 25 MB
 
 
@@ -47,15 +49,19 @@ class TokenLogps(torch.autograd.Function):
 
 def token_logps(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
     """(N,) the log-probability of each of `pack.targets`; computed in `dtype`, the model's own if None."""
-    embedded = model.get_input_embeddings()(pack.input_ids)  # (1, T, H)
+    n_tokens, n_fill = pack.n_tokens, -pack.n_tokens % ROUND
+    fill = [Segment(n_tokens, n_tokens + n_fill, n_tokens, n_tokens)] if n_fill else []
+    embedded = model.get_input_embeddings()(pad(pack.input_ids, (0, n_fill)))  # (1, T, H)
     hidden = model.get_decoder()(
         inputs_embeds=embedded.to(dtype or embedded.dtype),
-        position_ids=pack.position_ids,
-        segments=pack.segments,
+        position_ids=pad(pack.position_ids, (0, n_fill)),
+        segments=pack.segments + fill,
         use_cache=False,
     ).last_hidden_state[0]  # (T, H)
     weight = model.get_output_embeddings().weight.to(hidden.dtype)
-    return TokenLogps.apply(hidden[pack.predictors], weight, pack.targets)
+    n_fill = -len(pack.targets) % (CHUNK // 2)
+    predicting = hidden[pad(pack.predictors, (0, n_fill))]  # (N, H)
+    return TokenLogps.apply(predicting, weight, pad(pack.targets, (0, n_fill)))[: len(pack.targets)]
 
 
 def response_logps(model: PreTrainedModel, pack: Pack) -> torch.Tensor:

@@ -61,7 +61,9 @@ def stock(folder: Path, tiny_model_dir: Path) -> PeftModel:
     return PeftModel.from_pretrained(model, folder)
 
 
-def test_peft_alone_computes_the_same_with_it(base32: policy.Base, trained: PeftModel, stock: PeftModel) -> None:
+def test_it_makes_what_peft_alone_computes_the_same_with(
+    base32: policy.Base, trained: PeftModel, stock: PeftModel
+) -> None:
     batch = pack(some_pairs(), 512)[0]
     found = response_logps(base32.model, batch)
     for (prompt, response), score in zip(batch.order, found, strict=True):
@@ -70,14 +72,14 @@ def test_peft_alone_computes_the_same_with_it(base32: policy.Base, trained: Peft
         assert score.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_its_weights_are_fp32_and_named_by_their_hash(folder: Path) -> None:
+def test_it_writes_fp32_weights_and_their_hash(folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float32}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_its_manifest_says_where_it_comes_from(folder: Path, base32: policy.Base, job: Job) -> None:
+def test_it_says_in_the_manifest_where_it_comes_from(folder: Path, base32: policy.Base, job: Job) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["base_sha256"] == base32.sha256
     assert manifest["chat_template_sha256"] == base32.chat_template_sha256
@@ -95,7 +97,7 @@ def test_it_tells_nothing_about_this_machine(folder: Path, tiny_model_dir: Path)
     assert "training.ml" not in text
 
 
-def test_the_probes_are_what_the_adapter_does(folder: Path, stock: PeftModel) -> None:
+def test_it_writes_what_the_adapter_does_to_the_probes(folder: Path, stock: PeftModel) -> None:
     found = json.loads((folder / "probes.json").read_text())
     assert len(found["texts"]) == len(found["token_ids"]) == len(found["effects"]) == 16
     for ids, effects in zip(found["token_ids"], found["effects"], strict=True):
@@ -108,7 +110,7 @@ def test_the_probes_are_what_the_adapter_does(folder: Path, stock: PeftModel) ->
         torch.testing.assert_close(torch.tensor(effects), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_probe_texts_differ_and_fit_their_tokens(base32: policy.Base) -> None:
+def test_it_has_sixteen_different_probe_texts(base32: policy.Base) -> None:
     texts = probes.texts(base32.tokenizer)
     assert len(set(texts)) == 16
     encoded = [base32.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -116,7 +118,7 @@ def test_the_probe_texts_differ_and_fit_their_tokens(base32: policy.Base) -> Non
     assert all(len(ids) >= 10 for ids in encoded)
 
 
-def test_an_adapter_that_does_nothing_has_no_effect(base32: policy.Base) -> None:
+def test_it_measures_no_effect_of_an_adapter_that_does_nothing(base32: policy.Base) -> None:
     _, model = make_learner(base32, some_pairs())
     found = probes.measure(model, base32.model, base32.tokenizer, 512)
     assert {effect for effects in found["effects"] for effect in effects} == {0.0}

@@ -13,7 +13,7 @@ def heads(n: int, length: int, dtype: torch.dtype = torch.float64) -> torch.Tens
     return torch.randn(n, length, 8, generator=torch.Generator().manual_seed(n), dtype=dtype)
 
 
-def test_its_gradient_is_the_derivative_of_its_output() -> None:
+def test_it_has_the_gradient_that_finite_differences_give() -> None:
     q = heads(4, 11).view(2, 2, 11, 8).requires_grad_()
     k, v = heads(2, 11).requires_grad_(), (heads(2, 11) * 0.7 + 0.1).requires_grad_()
     assert torch.autograd.gradcheck(lambda *qkv: SharedPromptAttention.apply(*qkv, SEGMENTS, 0.3), (q, k, v))

@@ -25,7 +25,7 @@ def learner(base32: policy.Base) -> Learner:
     return make_learner(base32, some_pairs())[0]
 
 
-def test_resumed_is_uninterrupted_bit_for_bit(
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(
     tiny_model_dir: Path, learner: Learner, tmp_path: Path, watch: Watch
 ) -> None:
     steps(learner, 3, watch)

@@ -29,7 +29,7 @@ def test_it_says_what_happened_in_one_sentence(error: BaseException, kind: str, 
     assert "\n" not in message
 
 
-def test_a_failed_allocation_is_recognised_as_torch_reports_it() -> None:
+def test_it_recognises_a_failed_allocation_as_torch_reports_it() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert describe(caught.value)[1] == "memory"

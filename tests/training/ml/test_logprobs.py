@@ -26,7 +26,7 @@ def plain(tiny_model_dir: Path) -> PeftModel:
 def plain_logp(model: PeftModel, prompt: Tokens, response: Tokens) -> torch.Tensor:
     """By the textbook: one sequence, the whole softmax at every position."""
     logps = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-    return sum(logps[len(prompt) + i - 1, token] for i, token in enumerate(response))  # type: ignore[return-value]
+    return sum(logps[len(prompt) + i - 1, token] for i, token in enumerate(response))
 
 
 def copy_adapter(source: PeftModel, target: PeftModel) -> None:
@@ -37,13 +37,13 @@ def copy_adapter(source: PeftModel, target: PeftModel) -> None:
                 parameter.copy_(values[name])
 
 
-def test_the_heads_gradient_is_the_derivative_of_its_output() -> None:
+def test_it_differentiates_the_head() -> None:
     hidden = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     weight, targets = torch.randn(11, 6, dtype=torch.float64), torch.tensor([0, 10, 3, 3, 7])
     assert torch.autograd.gradcheck(lambda h: TokenLogps.apply(h, weight, targets), hidden)
 
 
-def test_the_head_works_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = torch.randn(7, 6), torch.randn(11, 6), torch.arange(7)
     whole = TokenLogps.apply(hidden, weight, targets)
     monkeypatch.setattr(logprobs, "CHUNK", 3)
@@ -71,7 +71,7 @@ def plain_loss(model: PeftModel, pairs: list[Pair], reference: float) -> torch.T
 
 
 @pytest.mark.parametrize("budget", [20, 512])
-def test_its_gradient_is_a_plain_models(base: policy.Base, plain: PeftModel, watch: Watch, budget: int) -> None:
+def test_it_has_the_gradient_of_a_plain_model(base: policy.Base, plain: PeftModel, watch: Watch, budget: int) -> None:
     pairs = some_pairs()
     learner, ours = make_learner(base, pairs)
     shake(ours)

@@ -30,7 +30,7 @@ def gradient(learner: Learner, pairs: list[Pair], watch: Watch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_dpo_starts_at_ln_2(tiny_model_dir: Path, tmp_path: Path, watch: Watch, dtype: torch.dtype) -> None:
+def test_it_starts_dpo_at_ln_2(tiny_model_dir: Path, tmp_path: Path, watch: Watch, dtype: torch.dtype) -> None:
     pairs = some_pairs()
     base = policy.load_base(tiny_model_dir, dtype=dtype)
     learner, _ = make_learner(base, pairs, reference=score_base(base, pairs, tmp_path / "c", watch))
@@ -39,7 +39,7 @@ def test_dpo_starts_at_ln_2(tiny_model_dir: Path, tmp_path: Path, watch: Watch, 
     assert (metrics["margin"], metrics["accuracy"]) == (0.0, 0.5)
 
 
-def test_one_pass_of_eight_pairs_is_eight_passes_of_one(base: policy.Base, watch: Watch) -> None:
+def test_it_accumulates_eight_passes_of_one_pair_as_one_of_eight(base: policy.Base, watch: Watch) -> None:
     pairs = some_pairs(8)
     learner, model = make_learner(base, pairs)
     shake(model)
@@ -53,7 +53,7 @@ def test_one_pass_of_eight_pairs_is_eight_passes_of_one(base: policy.Base, watch
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-13)
 
 
-def test_a_pairs_weight_scales_its_gradient(base: policy.Base, watch: Watch) -> None:
+def test_it_scales_a_pairs_gradient_by_its_weight(base: policy.Base, watch: Watch) -> None:
     first, second = pair([3, 4], [5, 6], [7]), pair([3, 9], [5], [8, 8])
     learner, model = make_learner(base, [first, second])
     shake(model)
@@ -64,7 +64,7 @@ def test_a_pairs_weight_scales_its_gradient(base: policy.Base, watch: Watch) -> 
 
 
 @pytest.mark.parametrize("method", catalog.METHODS)
-def test_every_method_lowers_its_own_loss(base32: policy.Base, tmp_path: Path, watch: Watch, method: str) -> None:
+def test_it_lowers_every_methods_own_loss(base32: policy.Base, tmp_path: Path, watch: Watch, method: str) -> None:
     pairs = some_pairs()
     reference = score_base(base32, pairs, tmp_path / "c", watch)
     learner, _ = make_learner(base32, pairs, method=method, reference=reference, schedule="constant", warmup=0.0)
@@ -89,7 +89,7 @@ def test_it_writes_a_line_of_metrics_per_step(base32: policy.Base, tmp_path: Pat
     assert lines[0].keys() > {"logp_chosen", "tokens", "seconds"}
 
 
-def test_a_step_that_is_not_finite_changes_nothing(base32: policy.Base, watch: Watch) -> None:
+def test_it_skips_a_step_that_is_not_finite(base32: policy.Base, watch: Watch) -> None:
     pairs = some_pairs()
     learner, _ = make_learner(base32, [*pairs])
     learner.reference = learner.reference | {(pairs[4].prompt, pairs[4].chosen): float("nan")}
@@ -100,7 +100,7 @@ def test_a_step_that_is_not_finite_changes_nothing(base32: policy.Base, watch: W
     assert all(map(torch.equal, before, learner.parameters))
 
 
-def test_five_such_steps_in_a_row_end_the_run(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:
+def test_it_ends_the_run_after_five_such_steps_in_a_row(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:
     pairs = some_pairs()
     learner, _ = make_learner(base32, pairs)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_five_such_steps_in_a_row_end_the_run(base32: policy.Base, tmp_path: Pat
     assert [one["is_skipped"] for one in read_metrics(tmp_path)] == [True] * 4
 
 
-def test_a_finite_step_forgives_the_ones_before(base32: policy.Base, watch: Watch) -> None:
+def test_it_forgives_skipped_steps_after_a_finite_one(base32: policy.Base, watch: Watch) -> None:
     pairs = some_pairs()
     learner, _ = make_learner(base32, pairs)
     learner.n_skipped = learner.n_skipped_in_a_row = 4
@@ -119,23 +119,23 @@ def test_a_finite_step_forgives_the_ones_before(base32: policy.Base, watch: Watc
     assert (learner.n_skipped, learner.n_skipped_in_a_row) == (4, 0)
 
 
-def test_out_of_memory_it_tries_smaller_packs(base: policy.Base, watch: Watch) -> None:
+def test_it_tries_smaller_packs_when_out_of_memory(base: policy.Base, watch: Watch) -> None:
     pairs = some_pairs()
     learner, model = make_learner(base, pairs)
     shake(model)
     whole = gradient(learner, pairs, watch)
 
     def allocate(n_tokens: int) -> None:
-        if n_tokens > 40:
+        if n_tokens > 64:
             raise MemoryError
 
     with forward_passes(base.model, allocate):
         parts = gradient(learner, pairs, watch)
-    assert learner.budget <= 64
+    assert learner.budget == 64
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-13)
 
 
-def test_gradients_are_clipped(base32: policy.Base, watch: Watch) -> None:
+def test_it_clips_gradients(base32: policy.Base, watch: Watch) -> None:
     pairs = some_pairs()
     learner, model = make_learner(base32, pairs, max_grad_norm=0.01)
     shake(model)

@@ -11,7 +11,7 @@ from training.ml.rows import pack
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_its_gradient_is_the_derivative_of_its_output(has_bias: bool) -> None:
+def test_it_has_the_gradient_that_finite_differences_give(has_bias: bool) -> None:
     def matrix(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64)
 
@@ -32,7 +32,7 @@ def test_it_computes_what_pefts_own_layer_does(dtype: torch.dtype, tolerance: fl
     torch.testing.assert_close(ours(x), theirs(x), rtol=tolerance, atol=tolerance)
 
 
-def test_the_adapter_off_is_the_base_exactly(base32: policy.Base) -> None:
+def test_it_is_the_base_exactly_with_the_adapter_off(base32: policy.Base) -> None:
     batch = pack(some_pairs(), 512)[0]
     before = response_logps(base32.model, batch)
     _, model = make_learner(base32, some_pairs())
@@ -42,14 +42,14 @@ def test_the_adapter_off_is_the_base_exactly(base32: policy.Base) -> None:
     assert not torch.allclose(response_logps(base32.model, batch), before)
 
 
-def test_a_new_adapter_changes_nothing(base32: policy.Base) -> None:
+def test_it_changes_nothing_when_new(base32: policy.Base) -> None:
     batch = pack(some_pairs(), 512)[0]
     before = response_logps(base32.model, batch)
     make_learner(base32, some_pairs())
     assert torch.equal(response_logps(base32.model, batch), before)
 
 
-def test_its_parameters_are_fp32_beside_a_bf16_base(tiny_model_dir) -> None:  # type: ignore[no-untyped-def]
+def test_it_keeps_fp32_parameters_beside_a_bf16_base(tiny_model_dir) -> None:
     narrow = policy.load_base(tiny_model_dir, dtype=torch.bfloat16)
     learner, _ = make_learner(narrow, some_pairs())
     assert {p.dtype for p in learner.parameters} == {torch.float32}

@@ -16,7 +16,7 @@ logp = st.floats(-200, -0.1)
 share = st.floats(0, 1)
 
 
-def logps(chosen: float, rejected: float, ref_chosen: float, ref_rejected: float, label: float = 1.0, n: int = 5):  # type: ignore[no-untyped-def]
+def logps(chosen: float, rejected: float, ref_chosen: float, ref_rejected: float, label: float = 1.0, n: int = 5):
     values = (chosen, rejected, ref_chosen, ref_rejected, float(n), label)
     return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
 
@@ -48,11 +48,11 @@ def test_it_computes_rpo(c: float, r: float, rc: float, rr: float, alpha: float,
     assert found.tolist() == [pytest.approx(expected, rel=1e-9, abs=1e-9)]
 
 
-def test_dpo_is_ln_2_where_policy_and_reference_agree() -> None:
+def test_it_gives_ln_2_where_policy_and_reference_agree() -> None:
     assert losses.dpo(logps(-3, -50, -3, -50), DPO()).tolist() == [math.log(2)]
 
 
-def test_ipo_is_least_at_half_of_one_over_beta() -> None:
+def test_it_gives_ipos_least_loss_at_half_of_one_over_beta() -> None:
     assert losses.ipo(logps(-5, -20, -10, -20), IPO(beta=0.1)).tolist() == [0.0]
 
 
@@ -64,7 +64,7 @@ def test_it_falls_as_the_chosen_response_gains_on_the_rejected_one(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo"])
-def test_a_label_of_zero_is_the_swapped_pair(name: str) -> None:
+def test_it_takes_a_label_of_zero_for_the_swapped_pair(name: str) -> None:
     loss, params = getattr(losses, name), catalog.parse(name, {})
     assert loss(logps(-3, -9, -4, -8, label=0.0), params) == loss(logps(-9, -3, -8, -4, label=1.0), params)
 
@@ -75,5 +75,5 @@ def test_it_gives_one_loss_per_pair(name: str) -> None:
     assert getattr(losses, name)(two, catalog.parse(name, {})).shape == (2,)
 
 
-def test_every_method_of_the_menu_has_a_loss_of_its_name() -> None:
+def test_it_has_a_loss_named_as_every_method_of_the_menu() -> None:
     assert all(callable(getattr(losses, name)) for name in catalog.METHODS)

@@ -23,11 +23,11 @@ def test_it_warms_up_and_falls(schedule: str, expected: list[float]) -> None:
 
 
 @given(st.integers(1, 60), st.floats(0, 0.9), st.sampled_from(sorted(optim.SCHEDULES)))
-def test_no_step_is_wasted_on_a_rate_of_zero_or_above_the_peak(n_steps: int, warmup: float, schedule: str) -> None:
+def test_it_wastes_no_step_on_a_rate_of_zero_or_above_the_peak(n_steps: int, warmup: float, schedule: str) -> None:
     assert all(0 < rate <= 1 for rate in rates(n_steps, warmup=warmup, schedule=schedule))
 
 
-def test_the_menus_schedules_are_the_ones_there_are() -> None:
+def test_it_has_the_schedules_of_the_menu() -> None:
     assert set(catalog.Common.__dataclass_fields__["schedule"].metadata["choices"]) == set(optim.SCHEDULES)
 
 

@@ -32,7 +32,7 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_a_real_run_survives_being_stopped_and_peft_loads_what_it_made(model_dir: Path, tmp_path: Path) -> None:
+def test_it_survives_being_stopped_and_makes_what_peft_loads(model_dir: Path, tmp_path: Path) -> None:
     write_snapshot(tmp_path / "snapshot", [line(i) for i in range(6)], [line(9)])
     params = {"batch_pairs": 2, "epochs": 1.0, "learning_rate": 3e-4}
     starting = write_attempt(tmp_path, model_dir, params=params)

@@ -17,7 +17,7 @@ def test_it_expects_the_rest_to_go_as_fast() -> None:
     assert round(left) == 16
 
 
-def test_more_work_than_planned_leaves_nothing_to_wait_for() -> None:
+def test_it_expects_no_more_after_more_work_than_planned() -> None:
     progress = Progress()
     progress.plan(10)
     assert progress.did(30, time.monotonic() - 1) == 0.0

@@ -44,7 +44,7 @@ def test_it_keeps_to_the_budget_unless_one_item_alone_exceeds_it(items: list[Pai
 
 
 @given(pairs)
-def test_its_segments_tile_the_pack(items: list[Pair]) -> None:
+def test_it_tiles_the_pack_with_segments(items: list[Pair]) -> None:
     (batch,) = pack(items, 10_000)
     edges = [(0, 0), *((s.start, s.end) for s in batch.segments), (batch.n_tokens, batch.n_tokens)]
     assert all(end == start for (_, end), (start, _) in pairwise(edges))

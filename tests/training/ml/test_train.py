@@ -89,19 +89,19 @@ def test_it_evaluates_every_heldout_pair_once(finished: Path) -> None:
     assert all(one["chars_chosen"] == len(line(100 + i)["chosen"]) for i, one in enumerate(heldout))
 
 
-def test_the_same_run_gives_the_same_adapter(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_it_gives_the_same_adapter_for_the_same_run(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     again = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
     assert train.main(again) == 0
     assert weights(again) == weights(finished / "attempt-1")
 
 
-def test_another_seed_gives_another_adapter(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_it_gives_another_adapter_with_another_seed(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     other = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, params={"seed": 1})
     assert train.main(other) == 0
     assert weights(other) != weights(finished / "attempt-1")
 
 
-def test_a_second_run_computes_no_reference_scores(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_it_computes_no_reference_scores_in_a_second_run(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     def passes(attempt: Path) -> int:
         with at_pass(0, terminate) as seen:
             assert train.main(attempt) == 0
@@ -118,7 +118,7 @@ def test_a_second_run_computes_no_reference_scores(finished: Path, tiny_model_di
     [1, 5, 6, 9, 12, 13],
     ids=["loading", "reference", "step 1", "step 4", "evaluating", "probing"],
 )
-def test_stopped_anywhere_and_resumed_it_gives_the_undisturbed_adapter(
+def test_it_gives_the_undisturbed_adapter_after_a_stop_anywhere(
     finished: Path, tiny_model_dir: Path, tmp_path: Path, number: int
 ) -> None:
     root = copy_of(finished, tmp_path)
@@ -135,7 +135,7 @@ def test_stopped_anywhere_and_resumed_it_gives_the_undisturbed_adapter(
     assert done == [1, 2, 3, 4, 5, 6]
 
 
-def test_with_the_lease_lost_it_ends(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_it_ends_when_the_lease_is_lost(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
     with at_pass(8, lambda: write_lease(attempt, token=2)):
         assert train.main(attempt) == 4
@@ -143,7 +143,7 @@ def test_with_the_lease_lost_it_ends(finished: Path, tiny_model_dir: Path, tmp_p
     assert not (attempt / "error.json").exists()
 
 
-def test_with_a_stale_lease_it_does_not_begin(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_it_does_not_begin_with_a_stale_lease(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
     write_lease(attempt, seconds=-3600)
     assert train.main(attempt) == 4
@@ -190,7 +190,7 @@ def test_it_continues_the_incumbent_with_replay(finished: Path, tiny_model_dir: 
     assert read_json(attempt / "adapter" / "manifest.json")["rank"] == 4  # the incumbent's, not the parameter's
 
 
-def test_without_an_incumbent_to_continue_it_begins_from_the_base(
+def test_it_begins_from_the_base_without_an_incumbent_to_continue(
     finished: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, params={"start": "incumbent"})
@@ -279,7 +279,7 @@ def test_it_says_that_its_config_is_unreadable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", catalog.METHODS)
-def test_every_method_makes_an_adapter(finished: Path, tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+def test_it_makes_an_adapter_by_every_method(finished: Path, tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
     attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, method=method, params={"epochs": 1.0})
     assert train.main(attempt) == 0
     assert read_json(attempt / "adapter" / "manifest.json")["method"] == method

@@ -15,25 +15,25 @@ def test_it_goes_on_while_it_holds_the_lease(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-61.0, -1000.0])
-def test_a_lease_stale_for_a_minute_is_lost(tmp_path: Path, seconds: float) -> None:
+def test_it_loses_a_lease_stale_for_a_minute(tmp_path: Path, seconds: float) -> None:
     write_lease(tmp_path, seconds=seconds)
     with pytest.raises(LeaseLost):
         Watch(tmp_path, token=1).check()
 
 
-def test_a_lease_just_past_its_time_is_not_lost_yet(tmp_path: Path) -> None:
+def test_it_holds_a_lease_just_past_its_time(tmp_path: Path) -> None:
     write_lease(tmp_path, seconds=-30)
     Watch(tmp_path, token=1).check()
 
 
 @pytest.mark.parametrize("text", ['{"token": 2, "until": 99999999999}', "{", "[]", '{"token": 1}'])
-def test_a_lease_that_is_not_ours_is_lost(tmp_path: Path, text: str) -> None:
+def test_it_loses_a_lease_that_is_anothers_or_unreadable(tmp_path: Path, text: str) -> None:
     (tmp_path / "lease.json").write_text(text)
     with pytest.raises(LeaseLost):
         Watch(tmp_path, token=1).check()
 
 
-def test_a_lease_that_vanishes_is_lost(tmp_path: Path) -> None:
+def test_it_loses_a_lease_that_vanishes(tmp_path: Path) -> None:
     write_lease(tmp_path)
     watch = Watch(tmp_path, token=1)
     (tmp_path / "lease.json").unlink()
@@ -41,11 +41,11 @@ def test_a_lease_that_vanishes_is_lost(tmp_path: Path) -> None:
         watch.check()
 
 
-def test_without_a_supervisor_there_is_no_lease_to_lose(tmp_path: Path) -> None:
+def test_it_needs_no_lease_without_a_supervisor(tmp_path: Path) -> None:
     Watch(tmp_path, token=1).check()
 
 
-def test_a_signal_stops_it_at_once(tmp_path: Path) -> None:
+def test_it_stops_at_once_on_a_signal(tmp_path: Path) -> None:
     with Watch(tmp_path, token=1) as watch, pytest.raises(Stopped) as caught:
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == 3
@@ -53,7 +53,7 @@ def test_a_signal_stops_it_at_once(tmp_path: Path) -> None:
         watch.check()
 
 
-def test_a_signal_waits_for_the_end_of_a_shield(tmp_path: Path) -> None:
+def test_it_obeys_a_signal_at_the_end_of_a_shield(tmp_path: Path) -> None:
     done = []
 
     def work(watch: Watch) -> None:
