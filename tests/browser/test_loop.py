@@ -18,12 +18,15 @@ DESKTOP = {"width": 1280, "height": 800}
 
 
 def shoot(page: Page, folder: Path, name: str) -> None:
-    """Desktop, dark and phone."""
+    """Desktop, dark and phone; each after the colours have settled."""
+    page.wait_for_timeout(500)
     page.screenshot(path=folder / f"{name}.png")
     page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(500)
     page.screenshot(path=folder / f"{name}-dark.png")
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.wait_for_timeout(500)
     page.screenshot(path=folder / f"{name}-phone.png")
     page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
 
@@ -40,10 +43,10 @@ def label(page: Page, n: int, folder: Path) -> None:
     page.get_by_role("link", name="Start labeling").click()
     pair = page.locator("#pair")
     for i in range(n):
-        expect(pair).to_be_visible()
+        expect(pair).to_be_visible(timeout=90_000)  # faster than the model writes
+        expect(page.locator("#choices button[data-key='1']")).to_be_enabled()
         if i == 2:
             shoot(page, folder, "label")
-        expect(page.locator("#choices button[data-key='1']")).to_be_enabled()
         before = page.locator("#pair").inner_text()
         page.keyboard.press(GRADES[i % len(GRADES)])
         page.wait_for_function("before => document.querySelector('#pair').innerText !== before", arg=before)
