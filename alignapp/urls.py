@@ -1,8 +1,9 @@
-"""Every address of the site: one line per package."""
+"""Every address of the site: one line per package; training's pages are part of the admin."""
 
 from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularAPIView
 
 from alignapp import views
 
@@ -11,7 +12,7 @@ urlpatterns = [
     # One way in: with the lockout and the words of the site's own page.
     path("admin/login/", RedirectView.as_view(pattern_name="login", query_string=True)),
     path("admin/", admin.site.urls),
+    path("api/schema/", SpectacularAPIView.as_view(), name="api_schema"),
     path("", include("labeling.urls")),
     path("", include("serving.urls")),
-    path("", include("training.urls")),
 ]

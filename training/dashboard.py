@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.http import HttpRequest
@@ -20,7 +21,7 @@ from training.models import Policy, Run
 
 N_RUNS = 8
 
-# Group, then (model, title, icon); what this site does not register, or this person may not see, is left out.
+# Group, then (model, title, icon); what this person may not see is left out.
 NAVIGATION = (
     (
         gettext_lazy("Learn"),
@@ -44,14 +45,12 @@ NAVIGATION = (
             ("serving.Adapter", gettext_lazy("Versions"), "layers"),
             ("serving.Deployment", gettext_lazy("Aliases"), "route"),
             ("serving.DeploymentEvent", gettext_lazy("Alias history"), "history"),
-            ("serving.ApiKey", gettext_lazy("API keys"), "key"),
         ),
     ),
     (
         gettext_lazy("People"),
         (
             ("auth.User", gettext_lazy("Accounts"), "person"),
-            ("labeling.Membership", gettext_lazy("Memberships"), "group"),
             ("labeling.Invitation", gettext_lazy("Invitations"), "mail"),
         ),
     ),
@@ -154,8 +153,8 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
 
 
 def _navigation_item(request: HttpRequest, name: str, title: Any, icon: str) -> dict[str, Any] | None:
-    model_admin = {model._meta.label: entry for model, entry in admin.site._registry.items()}.get(name)
-    if model_admin is None or not model_admin.has_view_permission(request):
+    model_admin = admin.site._registry[apps.get_model(name)]
+    if not model_admin.has_view_permission(request):
         return None
     meta = model_admin.model._meta
     link = reverse(f"admin:{meta.app_label}_{meta.model_name}_changelist")

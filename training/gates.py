@@ -4,9 +4,10 @@ A model prefers the response that it makes more likely than the reference does: 
 log-ratio of rejected) > 0, a margin of exactly zero counting half. The base is its own reference, so all of its margins
 are zero and its accuracy is one half. Pairs that people called a tie have no right answer and are left out.
 
-The rule: at least `min_heldout_pairs` pairs, and the 95 % interval of the difference in accuracy does not reach below
-zero. The interval is a percentile bootstrap over prompts (pairs of one prompt are not independent), both models being
-scored on the same resample.
+The rule: at least `min_heldout_pairs` pairs of at least MIN_PROMPTS prompts, and the 95 % interval of the difference in
+accuracy neither reaches below zero nor is nothing but zero. The interval is a percentile bootstrap over prompts (pairs of
+one prompt are not independent, and few prompts give an interval that is far too narrow), both models being scored on the
+same resample.
 """
 
 import json
@@ -30,6 +31,7 @@ from training.models import Evaluation, Policy, Run
 BOOTSTRAP_DRAWS = 2000
 BOOTSTRAP_SEED = 20260101
 BOOTSTRAP_CHUNK = 200
+MIN_PROMPTS = 10
 
 
 class BrokenEvaluation(ValueError):
@@ -37,7 +39,7 @@ class BrokenEvaluation(ValueError):
 
 
 class ReasonWanted(ValueError):
-    """An adapter that the gate did not pass is published only with a reason, which is recorded."""
+    """Without the gate's word that it is better than the current one, an adapter is published only with a reason."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def evaluate(run: Run, adapter: Adapter, folder: Path) -> Evaluation:
         **asdict(score),
         "ties_left_out": len(rows) - len(judged),
         "min_heldout_pairs": wanted,
+        "min_heldout_prompts": MIN_PROMPTS,
         "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "level": 0.95},
     }
     values = {
@@ -94,13 +97,19 @@ def compare(margins: NDArray[Any], incumbent_margins: NDArray[Any], prompts: lis
 
 
 def is_passed(score: Score, min_pairs: int) -> bool:
-    return score.low is not None and score.n_pairs >= min_pairs and score.low >= 0
+    if score.low is None or score.high is None or score.n_pairs < min_pairs or score.n_prompts < MIN_PROMPTS:
+        return False
+    return score.low >= 0 and score.high > 0  # all zero: nothing was learned, or nothing that these pairs can show
 
 
 def describe(score: Score, min_pairs: int) -> str:
     """The verdict in words."""
     if score.n_pairs < min_pairs or score.difference is None or score.low is None or score.high is None:
         return f"not enough judgments to tell: {score.n_pairs} held-out pairs, at least {min_pairs} wanted"
+    if score.n_prompts < MIN_PROMPTS:
+        return f"not enough prompts to tell: {score.n_prompts} held-out prompts, at least {MIN_PROMPTS} wanted"
+    if score.low == score.high == 0:
+        return f"no difference, {score.n_pairs} held-out pairs"
     interval = f"95 % {_points(score.low)} to {_points(score.high)}, {score.n_pairs} held-out pairs"
     if score.low > 0:
         return f"better by {_points(score.difference)} points, {interval}"
@@ -115,21 +124,38 @@ def policy_of(run: Run) -> Policy:
 
 
 def needs_reason(adapter: Adapter) -> bool:
-    """Whether the newest evaluation of an adapter is anything but a pass. The base needs none."""
-    newest = adapter.evaluations.order_by("-id").first()
-    return not adapter.is_base and (newest is None or not newest.is_passed)
+    """Whether the gate has not found an adapter better than what answers now. The base needs no reason."""
+    return bool(_doubt(adapter))
 
 
-def publish(run: Run, *, actor: User | None, reason: str = "") -> Deployment:
+def publish(run: Run, *, actor: User | None, reason: str = "", expected_generation: int | None = None) -> Deployment:
     """Makes a run's adapter the current one. Raises ReasonWanted, and what serving.adapters.publish raises."""
     if run.adapter is None:
         raise adapters.NotServable(_("Run %d has no adapter.") % run.pk)
-    if needs_reason(run.adapter) and not reason.strip():
-        raise ReasonWanted(_("The gate did not pass %s. Give a reason for publishing it all the same.") % run.adapter)
+    if (doubt := _doubt(run.adapter)) and not reason.strip():
+        raise ReasonWanted(doubt)
     started = time.monotonic()
-    deployment = adapters.publish(run.adapter, actor=actor, reason=reason.strip())
+    deployment = adapters.publish(
+        run.adapter, actor=actor, reason=reason.strip(), expected_generation=expected_generation
+    )
     runs.add_timing(run, "publish", time.monotonic() - started)
     return deployment
+
+
+def _doubt(adapter: Adapter) -> str:
+    """Why publishing an adapter takes a reason, by its newest evaluation; empty when it takes none."""
+    newest = adapter.evaluations.order_by("-id").first()
+    if adapter.is_base:
+        return ""
+    if newest is None or not newest.is_passed:
+        return _("The gate did not pass %s. Give a reason for publishing it all the same.") % adapter
+    current = Deployment.objects.filter(alias=adapters.CURRENT).values_list("adapter_id", flat=True).first()
+    if current in (None, adapter.pk, newest.incumbent_id):
+        return ""
+    return (
+        _("%s was compared with a version that is not the current one any more. Give a reason for publishing it.")
+        % adapter
+    )
 
 
 def _is_right(margins: NDArray[Any]) -> NDArray[np.float64]:

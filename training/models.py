@@ -142,6 +142,7 @@ class Policy(models.Model):
     method = models.CharField(max_length=40, default="dpo")
     params = models.JSONField(default=dict, blank=True)
     publishes = models.BooleanField(default=False, help_text="publish by itself when the gate passes")
+    updated_at = models.DateTimeField(auto_now=True, help_text="runs that ended before it are not published by it")
     min_heldout_pairs = models.PositiveIntegerField(default=20, help_text="the gate needs at least this many")
 
     class Meta:

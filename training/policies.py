@@ -2,13 +2,14 @@
 
 import json
 import logging
+from typing import Any
 
 from django.db import transaction
 from django_celery_beat.models import PeriodicTask
 
 from serving import adapters, client
 from serving.models import Adapter
-from training import gates, runs, snapshots
+from training import catalog, gates, runs, snapshots
 from training.models import Policy, Run
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,17 @@ def is_due(policy: Policy) -> bool:
 
 
 def check() -> list[Run]:
-    """Starts every run that is due by count, and publishes what a lost worker had left unpublished."""
-    enabled = Policy.objects.filter(is_enabled=True, campaign__status="active").select_related("campaign")
-    started = [run for policy in enabled if is_due(policy) and (run := start(policy))]
-    for policy in enabled:
+    """Starts every run that is due by count, and publishes what a lost worker had left unpublished.
+
+    A policy whose parameters the catalog refuses (they were valid once) is logged and holds up no other.
+    """
+    started = []
+    for policy in Policy.objects.filter(is_enabled=True, campaign__status="active").select_related("campaign"):
+        try:
+            if is_due(policy) and (run := start(policy)):
+                started.append(run)
+        except catalog.ParameterError as error:
+            log.error("the policy of “%s” cannot train: %s", policy.campaign, error)
         newest = Run.objects.filter(campaign=policy.campaign_id, status=Run.Status.SUCCEEDED).order_by("-id").first()
         if newest:
             publish_if_wanted(newest)
@@ -60,13 +68,18 @@ def schedule(policy: Policy) -> None:
             policy.periodic_task.delete()
         Policy.objects.filter(pk=policy.pk).update(periodic_task=None)
         return
+    # By number: the campaign's slug may change, and so may, in the admin, the entry's own name.
+    known: dict[str, Any] = (
+        {"pk": policy.periodic_task_id} if policy.periodic_task_id else {"name": f"policy {policy.pk}"}
+    )
     policy.periodic_task, _is_made = PeriodicTask.objects.update_or_create(
-        name=f"train campaign {policy.campaign.slug}",
+        **known,
         defaults={
             "task": TASK,
             "args": json.dumps([policy.pk]),
             "crontab": policy.crontab,
             "enabled": policy.is_enabled,
+            "description": f"Trains “{policy.campaign}”.",
         },
     )
     Policy.objects.filter(pk=policy.pk).update(periodic_task=policy.periodic_task)
@@ -82,20 +95,26 @@ def publish_if_wanted(run: Run) -> bool:
     """Publishes a finished run's adapter if its campaign's policy says so, the gate passed, and nobody was faster.
 
     Nobody was faster: the alias still points at the version that the run was compared with. A second call does
-    nothing; a rollback by a person is not undone, because from then on the adapter has a deployment event.
+    nothing; a rollback by a person is not undone, because from then on the adapter has a deployment event. What ended
+    before the policy was last changed is not published either: whoever switches it on means what is to come.
     """
     policy = Policy.objects.filter(campaign=run.campaign_id, is_enabled=True, publishes=True).first()
-    if policy is None or run.adapter is None or not Run.objects.filter(pk=run.pk, evaluation__is_passed=True).exists():
+    if policy is None or run.finished_at is None or run.finished_at < policy.updated_at:
         return False
+    if run.adapter is None or not Run.objects.filter(pk=run.pk, evaluation__is_passed=True).exists():
+        return False
+    deployment = adapters.deployment()
     if (
         run.adapter.status == Adapter.Status.REJECTED
         or run.adapter.events.exists()
-        or adapters.current() != run.incumbent
+        or deployment.adapter != run.incumbent
     ):
         return False
+    reason = f"policy of “{run.campaign}”: {run.evaluation.verdict}"
     try:
-        gates.publish(run, actor=None, reason=f"policy of “{run.campaign}”: {run.evaluation.verdict}")
-    except (client.EngineDown, client.EngineError, adapters.NotServable) as error:
+        # While it is loaded and tested a person may publish another: theirs stays.
+        gates.publish(run, actor=None, reason=reason, expected_generation=deployment.generation)
+    except (client.EngineDown, client.EngineError, adapters.NotServable, adapters.AliasMoved) as error:
         log.warning("run %d: the policy could not publish %s: %s", run.pk, run.adapter, error)
         return False
     return True

@@ -9,7 +9,7 @@ from django.urls import reverse
 from pytest_django import Settings
 
 from tests.training.rows import add_campaign, add_judged
-from training import runs
+from training import dashboard, runs
 from training.models import Policy, Run
 
 pytestmark = pytest.mark.django_db
@@ -56,6 +56,13 @@ def test_it_tells_staff_nothing_that_they_may_not_see() -> None:
     assert "Manners" in content
     assert reverse("admin:training_run_changelist") in content
     assert reverse("admin:training_policy_changelist") not in content
+
+
+def test_it_leads_to_every_entry_of_its_side_bar(admin_client: Client) -> None:
+    content = admin_client.get(reverse("admin:index")).content.decode()
+    for _title, entries in dashboard.NAVIGATION:
+        for name, _label, _icon in entries:
+            assert reverse(f"admin:{name.replace('.', '_').lower()}_changelist") in content
 
 
 def test_it_shows_the_verdict_of_the_last_runs(admin_client: Client) -> None:

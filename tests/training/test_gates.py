@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from labeling.models import Campaign
 from serving import adapters
-from serving.models import Adapter
+from serving.models import Adapter, Deployment
 from tests.training.rows import add_campaign, add_comparison, add_judged, add_prompt, judge
 from training import attempts, gates
 from training.gates import BrokenEvaluation, ReasonWanted, Score, compare, describe, is_passed
@@ -97,7 +97,8 @@ def test_it_gives_the_same_interval_every_time() -> None:
         ((412, 0.041, 0.006, 0.075), "better by 4.1 points, 95 % 0.6 to 7.5, 412 held-out pairs", True),
         ((412, -0.03, -0.05, -0.01), "worse by 3.0 points, 95 % −5.0 to −1.0, 412 held-out pairs", False),
         ((50, 0.02, -0.04, 0.08), "no clear difference: +2.0 points, 95 % −4.0 to 8.0, 50 held-out pairs", False),
-        ((50, 0.0, 0.0, 0.0), "no clear difference: +0.0 points, 95 % 0.0 to 0.0, 50 held-out pairs", True),
+        ((50, 0.01, 0.0, 0.03), "no clear difference: +1.0 points, 95 % 0.0 to 3.0, 50 held-out pairs", True),
+        ((50, 0.0, 0.0, 0.0), "no difference, 50 held-out pairs", False),
         ((3, 0.5, 0.5, 0.5), "not enough judgments to tell: 3 held-out pairs, at least 20 wanted", False),
     ],
 )
@@ -106,6 +107,18 @@ def test_it_says_the_verdict_in_words(figures: tuple[int, float, float, float], 
     found = Score(n, n, 0.5 + difference, 0.5, difference, low, high)
     assert describe(found, 20) == verdict
     assert is_passed(found, 20) is passes
+
+
+def test_it_does_not_pass_many_pairs_of_few_prompts() -> None:
+    n = gates.MIN_PROMPTS
+    few = score([(1.0, -1.0, i % (n - 1)) for i in range(40)])
+    assert not is_passed(few, 20)
+    assert describe(few, 20) == "not enough prompts to tell: 9 held-out prompts, at least 10 wanted"
+    assert is_passed(score([(1.0, -1.0, i % n) for i in range(40)]), 20)
+
+
+def test_it_does_not_pass_a_model_that_prefers_just_what_the_current_one_does() -> None:
+    assert not is_passed(score([(1.0, 0.5, i) for i in range(40)]), 20)
 
 
 def test_it_cannot_tell_without_pairs() -> None:
@@ -137,14 +150,14 @@ def write_evaluation(run: Run, value: float, **changes: Any) -> None:
 @pytest.mark.django_db
 def test_it_stores_verdict_and_evidence_once_per_run() -> None:
     campaign = add_campaign()
-    add_judged(campaign, 4, 5)
+    add_judged(campaign, 4, 10)
     Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
     run, adapter = add_run(campaign), add_adapter()
     write_evaluation(run, 0.3)
     evaluation = gates.evaluate(run, adapter, run.folder)
     assert evaluation.is_passed
-    assert evaluation.verdict == "better by 50.0 points, 95 % 50.0 to 50.0, 5 held-out pairs"
-    assert evaluation.evidence["min_heldout_pairs"] == 5
+    assert evaluation.verdict == "better by 50.0 points, 95 % 50.0 to 50.0, 10 held-out pairs"
+    assert (evaluation.evidence["min_heldout_pairs"], evaluation.evidence["min_heldout_prompts"]) == (5, 10)
     write_evaluation(run, -0.3)
     again = gates.evaluate(run, adapter, run.folder)
     assert (again.pk, again.is_passed) == (evaluation.pk, False)
@@ -192,3 +205,22 @@ def test_it_publishes_what_did_not_pass_only_with_a_reason() -> None:
     write_evaluation(run, 0.3)
     gates.evaluate(run, run.adapter, run.folder)
     assert gates.needs_reason(run.adapter)  # one pair is not enough to pass
+
+
+@pytest.mark.django_db
+def test_it_wants_a_reason_when_the_gate_compared_with_a_version_that_is_not_current_any_more() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 10)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
+    run = add_run(campaign)
+    run.adapter = add_adapter()
+    write_evaluation(run, 0.3)
+    gates.evaluate(run, run.adapter, run.folder)
+    deployment = Deployment.objects.create(alias=adapters.CURRENT, adapter=run.incumbent)
+    assert not gates.needs_reason(run.adapter)
+    other = Adapter.objects.create(name="adapter-3-abcdef", sha256="c" * 64, base_sha256="b" * 64)
+    Deployment.objects.filter(pk=deployment.pk).update(adapter=other)
+    with pytest.raises(ReasonWanted, match="not the current one any more"):
+        gates.publish(run, actor=None)
+    Deployment.objects.filter(pk=deployment.pk).update(adapter=run.adapter)
+    assert not gates.needs_reason(run.adapter)  # publishing it again changes nothing

@@ -1,21 +1,38 @@
 """A campaign trains by itself when it is time, and never twice at once."""
 
+import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
+from pytest_django import Settings
 
 from labeling.models import Campaign
+from serving import adapters
+from serving.models import Adapter
+from tests.serving.scripted import TOKEN, ScriptedEngine, running
 from tests.training.rows import NOW, add_campaign, add_judged
 from training import policies, runs
-from training.models import Policy, Run
+from training.models import Evaluation, Policy, Run
 from training.snapshots import freeze
 
 
 def add_policy(campaign: Campaign | None = None, **fields: Any) -> Policy:
     values = {"is_enabled": True, "every_n": 5, **fields}
     return Policy.objects.create(campaign=campaign or add_campaign(), **values)
+
+
+def add_passed_run(campaign: Campaign) -> Run:
+    """A run that ended at NOW with an adapter that the gate passed."""
+    adapter = Adapter.objects.create(name="adapter-2-a", sha256="a" * 64, base_sha256="b" * 64, status="ready")
+    base = adapters.current()
+    run = Run.objects.create(
+        campaign=campaign, adapter=adapter, incumbent=base, status=Run.Status.SUCCEEDED, finished_at=NOW
+    )
+    Evaluation.objects.create(run=run, adapter=adapter, incumbent=base, is_passed=True, verdict="better")
+    return run
 
 
 @pytest.mark.django_db
@@ -99,6 +116,40 @@ def test_it_follows_its_crontab_into_beats_table() -> None:
     policy.refresh_from_db()
     assert policy.periodic_task is None
     assert not PeriodicTask.objects.filter(task=policies.TASK).exists()
+
+
+@pytest.mark.django_db
+def test_it_keeps_one_entry_when_the_campaign_gets_another_slug() -> None:
+    policy = add_policy(crontab=CrontabSchedule.objects.create(minute="0", hour="3"))
+    policies.schedule(policy)
+    Campaign.objects.filter(pk=policy.campaign_id).update(slug="another")
+    policies.schedule(Policy.objects.get(pk=policy.pk))
+    PeriodicTask.objects.filter(task=policies.TASK).update(name="Nights")
+    policies.schedule(Policy.objects.get(pk=policy.pk))
+    assert PeriodicTask.objects.filter(task=policies.TASK).count() == 1
+
+
+@pytest.mark.django_db
+def test_it_goes_on_after_a_policy_with_bad_parameters(caplog: pytest.LogCaptureFixture) -> None:
+    broken, sound = add_policy(params={"no such parameter": 1}), add_policy()
+    for policy in (broken, sound):
+        add_judged(policy.campaign, 5)
+    assert [run.campaign for run in policies.check()] == [sound.campaign]
+    assert f"the policy of “{broken.campaign}” cannot train" in caplog.text
+
+
+@pytest.mark.django_db
+def test_it_publishes_only_runs_that_ended_after_its_last_change(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
+    settings.MODEL = str(tmp_path)
+    policy = add_policy(publishes=True)
+    run = add_passed_run(policy.campaign)
+    with running(ScriptedEngine()) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        for change, is_published in ((timedelta(seconds=1), False), (timedelta(seconds=-1), True)):
+            Policy.objects.filter(pk=policy.pk).update(updated_at=NOW + change)
+            policies.check()
+            assert (adapters.current() == run.adapter) is is_published
 
 
 @pytest.mark.django_db

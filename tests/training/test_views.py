@@ -1,14 +1,21 @@
 """The admin's pages about runs: who may, what they show, and what their buttons do."""
 
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from pytest_django import Settings
 
 from labeling.models import Campaign
-from serving.models import Adapter
+from serving import adapters
+from serving.models import Adapter, Deployment
+from tests.serving.scripted import TOKEN, ScriptedEngine, running
 from tests.training.rows import NOW, add_campaign, add_judged
 from training import attempts, runs
 from training.models import Evaluation, Metric, Run
@@ -156,7 +163,7 @@ def finished(run: Run, *, is_passed: bool) -> Run:
 def test_it_asks_for_a_reason_only_when_the_gate_did_not_pass(admin_client: Client, run: Run) -> None:
     page = reverse("admin:training_run_change", args=[finished(run, is_passed=False).pk])
     assert b'name="reason" required' in admin_client.get(page).content
-    Evaluation.objects.update(is_passed=True)
+    Evaluation.objects.update(is_passed=True, incumbent=Deployment.objects.get().adapter)
     content = admin_client.get(page).content
     assert b'name="reason"' not in content
     assert b"better by 4.1 points" in content
@@ -186,3 +193,52 @@ def test_it_shows_a_run_in_every_state(admin_client: Client, campaign: Campaign,
     assert admin_client.get(reverse("admin:training_run_change", args=[run.pk])).status_code == 200
     assert admin_client.get(reverse("admin:training_run_changelist")).status_code == 200
     assert admin_client.get(reverse("admin:index")).status_code == 200
+
+
+@pytest.fixture
+def versions(settings: Settings, tmp_path: Path) -> Iterator[list[Adapter]]:
+    """The base, and two versions that answered after it; on an engine that can load them."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64}))
+    settings.MODEL = str(folder)
+    ready = {"base_sha256": "b" * 64, "status": Adapter.Status.READY}
+    rows = [Adapter.objects.create(name=f"adapter-{n}-aaaaaa", sha256=str(n) * 64, **ready) for n in (1, 2)]
+    with running(ScriptedEngine()) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        for row in rows:
+            adapters.publish(row)
+        yield [adapters.base(), *rows]
+
+
+@pytest.mark.parametrize("page", ["admin:index", "admin:training_run_change"])
+def test_it_rolls_back_once_from_two_pages(admin_client: Client, run: Run, versions: list[Adapter], page: str) -> None:
+    Run.objects.filter(pk=run.pk).update(adapter=versions[2], status=Run.Status.SUCCEEDED)
+    content = admin_client.get(reverse(page, args=[run.pk] if page != "admin:index" else [])).content.decode()
+    assert reverse("admin:training_run_rollback") in content
+    shown = re.findall(r'name="generation" value="(.*?)"', content)
+    assert shown == ["3"]
+    answers = [
+        admin_client.post(reverse("admin:training_run_rollback"), {"generation": shown[0]}, follow=True)
+        for _administrator in range(2)
+    ]
+    assert b"answers in chat again" in answers[0].content
+    assert b"moved meanwhile" in answers[1].content
+    assert adapters.current() == versions[1]
+
+
+@pytest.mark.parametrize("posted", [{}, {"generation": ""}, {"generation": "x"}, {"generation": "9" * 5000}])
+def test_it_rolls_nothing_back_without_the_generation(
+    admin_client: Client, versions: list[Adapter], posted: dict[str, str]
+) -> None:
+    answer = admin_client.post(reverse("admin:training_run_rollback"), posted, follow=True)
+    assert b"moved meanwhile" in answer.content
+    assert adapters.current() == versions[2]
+
+
+def test_it_offers_to_test_a_rejected_version_again(admin_client: Client, run: Run) -> None:
+    rejected = finished(run, is_passed=True)
+    Adapter.objects.update(status=Adapter.Status.REJECTED)
+    content = admin_client.get(reverse("admin:training_run_change", args=[rejected.pk])).content
+    assert b"refused by the self-test" in content
+    assert b"Test again and publish" in content
