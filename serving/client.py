@@ -1,6 +1,7 @@
 """The one HTTP client of an engine. It speaks vLLM's API, which the embedded engine also implements.
 
-Raises `EngineDown` when nobody answers (starting, restarting, unreachable) and `EngineError` when the engine says no.
+Raises `EngineDown` when nobody answers (starting, restarting, unreachable), its subclass `EngineSlow` when somebody took
+the request and does not answer in time, and `EngineError` when the engine says no.
 The token goes into one header and nowhere else: not into messages, `repr` or logs.
 """
 
@@ -29,6 +30,10 @@ class EngineDown(Exception):
     """No answer: the engine is starting, stopped, or cannot be reached."""
 
 
+class EngineSlow(EngineDown):
+    """It took the request, and did not answer in time: unlike one that is down, another try may end no better."""
+
+
 class EngineError(Exception):
     """The engine refused. `status` is the HTTP status (500 for an error inside a stream), `message` its words."""
 
@@ -36,6 +41,11 @@ class EngineError(Exception):
         super().__init__(f"{message} (HTTP {status})")
         self.status = status
         self.message = message
+
+    @property
+    def is_full(self) -> bool:
+        """The embedded engine holds as many adapters as it may; vLLM never says so, it makes room by itself."""
+        return self.status == httpx.codes.INSUFFICIENT_STORAGE
 
 
 @dataclass(frozen=True)
@@ -195,9 +205,11 @@ def _ssl_context() -> ssl.SSLContext:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Transport errors as EngineDown, malformed answers as EngineError."""
+    """Transport errors as EngineDown, of these a lack of answer as EngineSlow, malformed answers as EngineError."""
     try:
         yield
+    except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+        raise EngineSlow(type(error).__name__) from error
     except httpx.RequestError as error:
         raise EngineDown(type(error).__name__) from error
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 Chat comes first, so one prompt at a time is in the engine's hands: its k requests are sent together, which lets the
 engine compute the prompt once. Each prompt is stored as soon as it is done, so the first pair is on screen early. On one
-machine a run comes before candidates too, as long as people have pairs to judge: both live on the same processor.
+machine a run comes before a campaign's candidates too, as long as people have pairs of it to judge: both live on one processor.
 """
 
 import fcntl
@@ -18,15 +18,15 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import Count, F, Q, QuerySet
 from django.utils import timezone
 
 from labeling.errors import Invalid
-from labeling.models import Comparison, Prompt
+from labeling.models import Campaign, Prompt
 from labeling.pairs import make_comparisons
 from labeling.responses import add_response
 from serving import adapters
-from serving.client import ChatResult, Engine, EngineDown, EngineError
+from serving.client import ChatResult, Engine, EngineDown, EngineError, EngineSlow
 from serving.models import Adapter
 from training.models import Run
 
@@ -59,8 +59,6 @@ def generate(seconds: float = SECONDS_PER_CALL) -> bool:
             return False
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            if yields_to_run():
-                return False
             prompt = claim(timezone.now())
             if prompt is None:
                 return False
@@ -73,17 +71,22 @@ def generate(seconds: float = SECONDS_PER_CALL) -> bool:
         return wanted(timezone.now()).exists()
 
 
-def yields_to_run() -> bool:
-    """Whether candidates wait: the engine shares its machine with a run, and there is enough to judge meanwhile."""
-    if not settings.HAS_EMBEDDED_ENGINE or not Run.objects.filter(status__in=Run.ACTIVE).exists():
-        return False
-    return Comparison.objects.filter(is_open=True, campaign__status="active").count() >= N_AHEAD
-
-
 def wanted(now: datetime) -> QuerySet[Prompt]:
-    """Prompts that want candidates: asked for, or claimed so long ago that the claim is void."""
+    """Prompts that want candidates: asked for, or claimed so long ago that the claim is void.
+
+    While a run has the processor that the engine shares with it, campaigns with enough to judge meanwhile wait.
+    """
     is_free = Q(candidates_state="wanted") | Q(candidates_state="claimed", candidates_claimed_at__lt=now - CLAIM_LASTS)
-    return Prompt.objects.filter(is_free, campaign__status="active", campaign__n_candidates__gt=0)
+    prompts = Prompt.objects.filter(is_free, campaign__status="active", campaign__n_candidates__gt=0)
+    if settings.HAS_EMBEDDED_ENGINE and Run.objects.filter(status=Run.Status.RUNNING).exists():
+        return prompts.exclude(campaign__in=_ahead())
+    return prompts
+
+
+def _ahead() -> QuerySet[Campaign]:
+    """Campaigns with enough open comparisons to keep people busy for a while."""
+    n_open = Count("comparisons", filter=Q(comparisons__is_open=True))
+    return Campaign.objects.alias(n_open=n_open).filter(n_open__gte=N_AHEAD)
 
 
 def claim(now: datetime) -> Prompt | None:
@@ -105,15 +108,15 @@ def claim(now: datetime) -> Prompt | None:
 
 
 def plan(prompt: Prompt) -> list[Draft]:
-    """The k responses to ask for: k different seeds, the campaign's temperatures in turn."""
+    """The k responses to ask for: k different seeds, other ones than for the responses that there are, the campaign's temperatures in turn."""
     campaign = prompt.campaign
     temperatures = campaign.temperatures or TEMPERATURES
     return [Draft(float(temperatures[i % len(temperatures)]), _seed(prompt, i)) for i in range(campaign.n_candidates)]
 
 
 def _seed(prompt: Prompt, index: int) -> int:
-    """Fixed by prompt, attempt and index: reproducible, and a retry says something else."""
-    text = f"{prompt.sha256}:{prompt.candidates_attempts}:{index}"
+    """Fixed by prompt, responses so far, attempt and index: reproducible; a retry, or asking again, says something else."""
+    text = f"{prompt.sha256}:{prompt.responses.count()}:{prompt.candidates_attempts}:{index}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1  # 31 bits: vLLM takes a C int
 
 
@@ -125,7 +128,7 @@ def _serve(prompt: Prompt) -> None:
         engines = adapters.ensure_loaded(adapter)
         results = _sample(engines[prompt.pk % len(engines)], adapter, prompt, drafts)
         is_stored = _store(prompt, adapter, list(zip(drafts, results, strict=True)))
-    except (EngineError, Invalid) as error:
+    except (EngineError, EngineSlow, Invalid) as error:  # answers that take too long take so long every time
         log.warning("prompt %d, attempt %d: %s", prompt.pk, prompt.candidates_attempts, error)
         is_stored = False
     if not is_stored:

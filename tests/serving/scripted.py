@@ -4,7 +4,7 @@ by accident (cut streams, refusals, silence, restarts). It serves real HTTP on a
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,12 +22,14 @@ class ScriptedEngine:
         self.pieces = ["Hello", ", ", "world", "!"]
         self.raw_stream: bytes | None = None  # sent instead of `pieces`
         self.cut_after: int | None = None  # the connection breaks after so many pieces
-        self.hold = threading.Event()  # a stream waits for it after its first piece
+        self.hold = threading.Event()  # a stream waits for it after its first piece, another answer before it
         self.hold.set()
         self.left = threading.Event()  # set when a reader was seen to leave
         self.refusal: tuple[int, str] | None = None
         self.effects: dict[tuple[int, ...], list[float]] = {}  # what an adapter adds to log-probabilities
         self.scale = 1.0
+        self.max_adapters = 4  # the embedded engine's own default
+        self.before_load: Callable[[], object] = lambda: None  # called while a load is asked for
         self.unloadable: set[str] = set()  # names that it refuses to load
         self.scripts: dict[str, list[str]] = {}  # pieces by model name
 
@@ -95,6 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         if body["lora_name"] in self.engine.unloadable:
             self._refuse(400, "no such folder")
             return
+        self.engine.before_load()
+        if len(self.engine.adapters) >= self.engine.max_adapters:
+            self._refuse(507, "4 adapters are loaded, which is the limit; unload one first.")
+            return
         self.engine.adapters[body["lora_name"]] = body["lora_path"]
         self._text("Success")
 
@@ -115,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _chat(self, body: dict[str, Any]) -> None:
         pieces = self.engine.scripts.get(body["model"], self.engine.pieces)
         if not body.get("stream"):
+            self.engine.hold.wait()
             choice = {"index": 0, "message": {"content": "".join(pieces)}, "finish_reason": "stop"}
             self._json({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": len(pieces)}})
             return

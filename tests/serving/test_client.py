@@ -2,12 +2,24 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from serving.client import MAX_EVENT_BYTES, Delta, Engine, EngineDown, EngineError, EventParser, Usage, engines
+from serving import client
+from serving.client import (
+    MAX_EVENT_BYTES,
+    Delta,
+    Engine,
+    EngineDown,
+    EngineError,
+    EngineSlow,
+    EventParser,
+    Usage,
+    engines,
+)
 from tests.serving.scripted import TOKEN, ScriptedEngine
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -93,12 +105,24 @@ def test_it_says_when_nobody_answers(settings: Settings) -> None:
         Engine("http://127.0.0.1:9", "x").models()
 
 
+def test_it_tells_an_engine_that_does_not_answer_in_time_from_one_that_is_down(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "GENERATING", httpx.Timeout(0.2))
+    engine.hold.clear()
+    with pytest.raises(EngineSlow):
+        engines()[0].chat("base", MESSAGES)
+    with pytest.raises(EngineDown) as caught:
+        Engine("http://127.0.0.1:9", "x").chat("base", MESSAGES)
+    assert not isinstance(caught.value, EngineSlow)
+
+
 def test_it_lists_loads_and_unloads(engine: ScriptedEngine) -> None:
-    client = engines()[0]
-    client.load("adapter-1-aaaaaa", "/somewhere")
-    assert client.models() == ["base", "adapter-1-aaaaaa"]
-    client.unload("adapter-1-aaaaaa")
-    assert client.models() == ["base"]
+    [one] = engines()
+    one.load("adapter-1-aaaaaa", "/somewhere")
+    assert one.models() == ["base", "adapter-1-aaaaaa"]
+    one.unload("adapter-1-aaaaaa")
+    assert one.models() == ["base"]
 
 
 def test_it_reads_answers_and_prompt_logprobs(engine: ScriptedEngine) -> None:
@@ -109,8 +133,8 @@ def test_it_reads_answers_and_prompt_logprobs(engine: ScriptedEngine) -> None:
 
 def test_it_never_shows_the_token(engine: ScriptedEngine, caplog: pytest.LogCaptureFixture) -> None:
     engine.refusal = (400, "no")
-    client = engines()[0]
+    [one] = engines()
     with caplog.at_level("DEBUG"), pytest.raises(EngineError) as caught:
-        client.models()
-    shown = json.dumps([repr(client), str(client), str(caught.value), repr(caught.value), caplog.text])
+        one.models()
+    shown = json.dumps([repr(one), str(one), str(caught.value), repr(caught.value), caplog.text])
     assert TOKEN not in shown

@@ -17,7 +17,8 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from labeling.models import Campaign, Prompt, Response
-from serving import adapters
+from serving import adapters, client
+from tests.serving.scripted import TOKEN, ScriptedEngine, running
 from tests.training.rows import NOW, add_campaign, add_comparison, add_prompt
 from training import candidates, runs
 from training.candidates import CLAIM_LASTS, MAX_ATTEMPTS
@@ -166,20 +167,51 @@ def test_it_asks_with_as_many_seeds_and_the_temperatures_in_turn(campaign: Campa
     assert not {draft.seed for draft in drafts} & {draft.seed for draft in candidates.plan(prompt)}
 
 
+def test_it_asks_with_other_seeds_when_asked_again(campaign: Campaign) -> None:
+    prompt = add_prompt(campaign, wants_candidates=True)
+    first = {draft.seed for draft in candidates.plan(prompt)}
+    add_comparison(prompt)  # its responses are there; "ask again" sets the attempts back to zero
+    assert not first & {draft.seed for draft in candidates.plan(prompt)}
+
+
 def test_it_lets_a_run_have_the_processor_while_people_have_enough_to_judge(campaign: Campaign) -> None:
-    prompts = [add_prompt(campaign) for _ in range(candidates.N_AHEAD)]
+    prompts = [add_prompt(campaign, wants_candidates=True) for _ in range(candidates.N_AHEAD)]
+    other = add_prompt(add_campaign(), wants_candidates=True)
     for prompt in prompts[1:]:
         add_comparison(prompt)
-    assert not candidates.yields_to_run()  # no run
-    runs.create(campaign, "dpo", {})
-    assert not candidates.yields_to_run()  # one pair too few
-    add_comparison(prompts[0])
-    assert candidates.yields_to_run()
+    Prompt.objects.exclude(pk__in=[prompts[0].pk, other.pk]).update(candidates_state="done")
+    run = runs.create(campaign, "dpo", {})
+    assert wanted() == {prompts[0], other}  # the run waits as well
+    assert runs.claim(run.pk, "host:1", NOW)
+    assert wanted() == {prompts[0], other}  # one pair too few
+    add_comparison(prompts[1])
+    assert wanted() == {other}  # whose campaign has nothing to judge
 
 
 def test_it_never_waits_for_a_run_on_other_machines(campaign: Campaign, settings: Settings) -> None:
+    prompt = add_prompt(campaign, wants_candidates=True)
     for _ in range(candidates.N_AHEAD):
-        add_comparison(add_prompt(campaign))
-    runs.create(campaign, "dpo", {})
+        add_comparison(prompt)
+    run = runs.create(campaign, "dpo", {})
+    assert runs.claim(run.pk, "host:1", NOW)
+    assert wanted() == set()
     settings.HAS_EMBEDDED_ENGINE = False
-    assert not candidates.yields_to_run()
+    assert wanted() == {prompt}
+
+
+def wanted() -> set[Prompt]:
+    return set(candidates.wanted(NOW))
+
+
+def test_it_counts_an_answer_that_takes_too_long_as_an_attempt(
+    campaign: Campaign, no_engine: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = add_prompt(campaign, wants_candidates=True)
+    silent = ScriptedEngine()
+    silent.hold.clear()
+    monkeypatch.setattr(client, "GENERATING", httpx.Timeout(0.2))
+    with running(silent) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        candidates.generate()
+    prompt.refresh_from_db()
+    assert (prompt.candidates_state, prompt.candidates_attempts) == ("failed", MAX_ATTEMPTS)
