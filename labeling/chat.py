@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from labeling import judgments, pairs, prompts, responses
 from labeling.errors import Invalid
 from labeling.models import Campaign, Comparison, Judgment, Response
+from serving.chat import history
 from serving.models import Message
 
 SCALE = Campaign(scale=Campaign.Scale.THREE)  # what chat offers, whatever somebody sets for the campaign
@@ -78,7 +79,7 @@ def _answers(user: User, message_ids: Sequence[uuid.UUID]) -> list[Message]:
 
 
 def _responses(where: Campaign, answers: list[Message]) -> list[Response]:
-    prompt = prompts.add_prompts(where, [{"messages": _thread(answers[0]), "domain": "chat"}], "chat")[0]
+    prompt = prompts.add_prompts(where, [{"messages": history(answers[0]), "domain": "chat"}], "chat")[0]
     drafts = [
         responses.draft(prompt, answer.content, answer.adapter, source="chat", sampling=answer.sampling)
         for answer in answers
@@ -87,17 +88,6 @@ def _responses(where: Campaign, answers: list[Message]) -> list[Response]:
     if len(rows) != 2 or rows[0] == rows[1]:
         raise Invalid(_("The two answers say the same, or one is empty: there is nothing to compare."))
     return rows
-
-
-def _thread(answer: Message) -> prompts.Messages:
-    """The turns from the start of the conversation down to the question, along this branch."""
-    known = {message.pk: message for message in answer.conversation.messages.all()}
-    turns: prompts.Messages = []
-    parent = answer.parent_id
-    while parent is not None:
-        turns.append({"role": known[parent].role, "content": known[parent].content})
-        parent = known[parent].parent_id
-    return turns[::-1]
 
 
 def _comparison(where: Campaign, rows: list[Response], user: User) -> Comparison:

@@ -2,7 +2,7 @@
 
 A version is immutable and carries its own name; `current` is a row that points at one. Publishing does, in this order:
   1. load the version on every engine, under its own name, beside whatever is loaded;
-  2. self-test it (once in its life): a failure marks it REJECTED and moves nothing;
+  2. self-test it, unless it passed before: a failure marks it REJECTED and moves nothing;
   3. warm it with one short request;
   4. move the alias, one conditional update on the generation number, and write the event in the same transaction.
 Requests resolved the alias before and keep their version: it stays loaded while it is current, previous, or pinned by an
@@ -29,8 +29,8 @@ from serving.client import Engine
 from serving.models import Adapter, Deployment, DeploymentEvent
 
 __all__ = [
-    "InvalidAdapter", "NotServable", "NothingToRollBack", "UnknownModel", "base", "current", "deployment", "ensure_loaded",
-    "publish", "reconcile", "register", "resolve", "rollback", "self_test", "servable",
+    "AliasMoved", "InvalidAdapter", "NotServable", "NothingToRollBack", "UnknownModel", "base", "current", "deployment",
+    "ensure_loaded", "publish", "reconcile", "register", "resolve", "rollback", "self_test", "servable",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ class NotServable(Exception):
 
 class NothingToRollBack(Exception):
     """The alias has never pointed anywhere else."""
+
+
+class AliasMoved(Exception):
+    """The alias has been moved since its generation was read; nothing was changed."""
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
@@ -171,44 +175,69 @@ def self_test(adapter: Adapter, on: list[Engine]) -> bool:
 
 
 # --- aliases ----------------------------------------------------------------------------------------------------------
-def publish(adapter: Adapter, *, alias: str = CURRENT, actor: User | None = None, reason: str = "") -> Deployment:
+def publish(
+    adapter: Adapter,
+    *,
+    alias: str = CURRENT,
+    actor: User | None = None,
+    reason: str = "",
+    expected_generation: int | None = None,
+) -> Deployment:
     """Makes `adapter` what the alias answers with. Publishing what is published already changes nothing.
 
-    Raises NotServable (rejected, retired, of another base, or failing its self-test now), EngineDown, EngineError.
+    A rejected version is tested again: the fault may have been the engine's. With `expected_generation` the alias is
+    moved only from that generation; without it, of two publications at once the later one wins. Raises NotServable (of
+    another base, or failing its self-test now), AliasMoved, EngineDown, EngineError.
     """
     adapter.refresh_from_db()
-    _check_publishable(adapter)
+    if adapter.base_sha256 != base().sha256:
+        raise NotServable(_("%s was trained on another base model than MODEL.") % adapter)
+    _check_generation(deployment(alias), expected_generation)  # before an engine is put to work
     ready = ensure_loaded(adapter)
     if adapter.status != Adapter.Status.READY and not self_test(adapter, ready):
         raise NotServable(adapter.error)
     for engine in ready:
         engine.chat(adapter.engine_name, WARM_MESSAGES, max_tokens=1, temperature=0.0)
-    return _move(alias, adapter, actor=actor, reason=reason)
+    return _move(alias, adapter, actor=actor, reason=reason, expected_generation=expected_generation)
 
 
-def rollback(alias: str = CURRENT, *, actor: User | None = None, reason: str = "") -> Deployment:
-    """Back to the version before; once more returns. Raises NothingToRollBack and what `publish` raises."""
-    previous = deployment(alias).previous
-    if previous is None:
+def rollback(
+    alias: str = CURRENT, *, actor: User | None = None, reason: str = "", expected_generation: int | None = None
+) -> Deployment:
+    """Back to the version before; once more returns. Raises NothingToRollBack and what `publish` raises.
+
+    `expected_generation` is the one that the person saw: "the version before" means another one after each move.
+    """
+    row = deployment(alias)
+    _check_generation(row, expected_generation)
+    if row.previous is None:
         raise NothingToRollBack(_("“%s” has had only one version so far.") % alias)
-    return publish(previous, alias=alias, actor=actor, reason=reason or _("Rolled back."))
+    return publish(
+        row.previous,
+        alias=alias,
+        actor=actor,
+        reason=reason or _("Rolled back."),
+        expected_generation=expected_generation,
+    )
 
 
-def _check_publishable(adapter: Adapter) -> None:
-    if adapter.status == Adapter.Status.REJECTED:
-        raise NotServable(_("%(name)s was rejected: %(why)s") % {"name": adapter, "why": adapter.error})
-    if adapter.status == Adapter.Status.RETIRED:
-        raise NotServable(_("%s is retired.") % adapter)
-    if adapter.base_sha256 != base().sha256:
-        raise NotServable(_("%s was trained on another base model than MODEL.") % adapter)
+def _check_generation(row: Deployment, expected: int | None) -> None:
+    if expected is not None and row.generation != expected:
+        raise AliasMoved(
+            _("“%(alias)s” was moved meanwhile: it is %(adapter)s now. Look again, then decide.")
+            % {"alias": row.alias, "adapter": row.adapter}
+        )
 
 
-def _move(alias: str, adapter: Adapter, *, actor: User | None, reason: str) -> Deployment:
+def _move(
+    alias: str, adapter: Adapter, *, actor: User | None, reason: str, expected_generation: int | None = None
+) -> Deployment:
     """Points the alias at `adapter`: generation + 1 and one event. Of two at once, the later one wins, and sees the
-    other's version as its previous one.
+    other's version as its previous one; one with an expected generation gives up instead, with AliasMoved.
     """
     while True:
         row, _created = _alias_row(alias, base())
+        _check_generation(row, expected_generation)
         if row.adapter_id == adapter.pk:
             return row
         with transaction.atomic():

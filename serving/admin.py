@@ -27,7 +27,6 @@ STATUS_COLOURS = {
     Adapter.Status.REGISTERED: "info",
     Adapter.Status.READY: "success",
     Adapter.Status.REJECTED: "danger",
-    Adapter.Status.RETIRED: "warning",
 }
 
 
@@ -107,6 +106,7 @@ class AdapterAdmin(ReadOnlyAdmin):
                 "New conversations and answers use it from now on. Answers being written keep their version."
             ),
             adapter=adapter,
+            row=adapters.deployment(),
             act=lambda reason: adapters.publish(adapter, actor=_user(request), reason=reason),
         )
 
@@ -120,13 +120,19 @@ class DeploymentAdmin(ReadOnlyAdmin):
     @action(description=_("Roll back…"), url_path="roll-back", permissions=["publish"])
     def roll_back(self, request: HttpRequest, object_id: int) -> HttpResponse:
         row = get_object_or_404(Deployment, pk=object_id)
+        # As the page showed it; a post without it matches no row, so it moves nothing.
+        shown = request.POST.get("generation", "")
+        generation = row.generation if shown == str(row.generation) else 0
         return _confirmed(
             self,
             request,
             title=gettext("Roll back “%s”") % row.alias,
             question=gettext("The previous version answers again. It is still loaded."),
             adapter=row.previous,
-            act=lambda reason: adapters.rollback(row.alias, actor=_user(request), reason=reason),
+            row=row,
+            act=lambda reason: adapters.rollback(
+                row.alias, actor=_user(request), reason=reason, expected_generation=generation
+            ),
         )
 
 
@@ -145,6 +151,7 @@ def _confirmed(
     title: str,
     question: str,
     adapter: Adapter | None,
+    row: Deployment,
     act: Callable[[str], Deployment],
 ) -> HttpResponse:
     """GET asks for a reason; POST acts, says what happened, and goes back to the list."""
@@ -157,7 +164,7 @@ def _confirmed(
         "title": title,
         "question": question,
         "adapter": adapter,
-        "deployment": adapters.deployment(),
+        "deployment": row,
         "form": form,
     }
     return TemplateResponse(request, "serving/admin/confirm.html", context)
@@ -168,7 +175,7 @@ def _act(request: HttpRequest, act: Callable[[str], Deployment], reason: str) ->
         row = act(reason)
     except (EngineDown, EngineError) as error:
         messages.error(request, gateway.in_words(error, is_begun=False))
-    except (adapters.NotServable, adapters.NothingToRollBack) as error:
+    except (adapters.NotServable, adapters.NothingToRollBack, adapters.AliasMoved) as error:
         messages.error(request, str(error))
     else:
         messages.success(request, _("“%(alias)s” is now %(adapter)s.") % {"alias": row.alias, "adapter": row.adapter})

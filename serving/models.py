@@ -17,8 +17,7 @@ class Adapter(models.Model):
     class Status(models.TextChoices):
         REGISTERED = "registered"
         READY = "ready"  # loaded once and passed the engine's self-test
-        REJECTED = "rejected"  # failed validation or self-test
-        RETIRED = "retired"
+        REJECTED = "rejected"  # failed the self-test; publishing it repeats the test
 
     name = models.CharField(max_length=80, unique=True)
     is_base = models.BooleanField(default=False)

@@ -22,6 +22,7 @@ PUBLISHING_ERRORS = (
     gates.ReasonWanted,
     adapters.NotServable,
     adapters.NothingToRollBack,
+    adapters.AliasMoved,
     client.EngineDown,
     client.EngineError,
 )
@@ -140,9 +141,13 @@ def run_publish(request: HttpRequest, run_id: int) -> HttpResponse:
 @require_POST
 @permission_required("serving.change_deployment", raise_exception=True)
 def deployment_rollback(request: HttpRequest) -> HttpResponse:
-    """Chat goes back to the version before the current one."""
+    """Chat goes back to the version before the current one, if `generation` is still what the page showed."""
     try:
-        deployment = adapters.rollback(actor=_user(request), reason=request.POST.get("reason", "").strip())
+        deployment = adapters.rollback(
+            actor=_user(request),
+            reason=request.POST.get("reason", "").strip(),
+            expected_generation=_posted_generation(request),
+        )
         messages.success(request, _("%s answers in chat again.") % deployment.adapter)
     except PUBLISHING_ERRORS as error:
         messages.error(request, str(error))
@@ -155,6 +160,14 @@ def _render(request: HttpRequest, template: str, context: dict[str, Any]) -> Htt
 
 def _user(request: HttpRequest) -> User | None:
     return request.user if isinstance(request.user, User) else None
+
+
+def _posted_generation(request: HttpRequest) -> int:
+    """Zero, which no deployment has, for what is no number."""
+    try:
+        return int(request.POST.get("generation", ""))
+    except ValueError:
+        return 0
 
 
 def _state_key(run: Run) -> str:

@@ -26,7 +26,7 @@ from serving.engine.protocol import BadRequest, Fields, Generation
 from serving.engine.scheduler import Overloaded, Stopped
 from serving.engine.sequence import Done
 from serving.engine.text import BadConversation
-from serving.engine.versions import Refused, UnknownVersion, Version, be_gentle
+from serving.engine.versions import Full, Refused, UnknownVersion, Version, be_gentle
 
 log = logging.getLogger("engine")
 
@@ -281,6 +281,9 @@ def _exception_handlers() -> dict[Any, Any]:
     async def refused(_: Request, error: Exception) -> Response:
         return respond(BadRequest(str(error)))
 
+    async def full(_: Request, error: Exception) -> Response:
+        return respond(BadRequest(str(error), code="adapters_full", status=507))
+
     async def unknown(_: Request, error: Exception) -> Response:
         return respond(BadRequest(str(error), "model", "model_not_found", 404))
 
@@ -299,6 +302,7 @@ def _exception_handlers() -> dict[Any, Any]:
         BadConversation: refused,
         InvalidAdapter: refused,
         Refused: refused,
+        Full: full,
         UnknownVersion: unknown,
         Overloaded: busy,
         Stopped: busy,

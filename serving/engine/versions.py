@@ -31,6 +31,10 @@ class Refused(ValueError):
     """The version cannot be loaded or unloaded; the message is one sentence for people."""
 
 
+class Full(Refused):
+    """As many adapters as the limit allows are resident: another fits when one is unloaded."""
+
+
 @dataclass(eq=False)
 class Version:
     """One immutable set of weights under one name."""
@@ -149,7 +153,7 @@ class Versions:
     def _check_room(self) -> None:
         with self._lock:
             if len(self._resident) - 1 >= self.max_adapters:
-                raise Refused(f"{self.max_adapters} adapters are loaded, which is the limit; unload one first.")
+                raise Full(f"{self.max_adapters} adapters are loaded, which is the limit; unload one first.")
 
     def _free_if_unused(self, version: Version) -> bool:
         is_free = version.is_leaving and version.n_users == 0 and self._resident.get(version.name) is version

@@ -21,7 +21,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.CharField(max_length=80, unique=True)),
                 ('is_base', models.BooleanField(default=False)),
-                ('status', models.CharField(choices=[('registered', 'Registered'), ('ready', 'Ready'), ('rejected', 'Rejected'), ('retired', 'Retired')], default='registered', max_length=12)),
+                ('status', models.CharField(choices=[('registered', 'Registered'), ('ready', 'Ready'), ('rejected', 'Rejected')], default='registered', max_length=12)),
                 ('sha256', models.CharField(help_text='of adapter_model.safetensors; for the base, of its source file', max_length=64)),
                 ('base_sha256', models.CharField(help_text='identity of the base model that it belongs to', max_length=64)),
                 ('manifest', models.JSONField(blank=True, default=dict)),

@@ -363,7 +363,7 @@ $("delete-dialog").addEventListener("click", (event) => {
 /** The name becomes a field; Enter or leaving it saves, Escape does not. */
 function rename(row) {
   const link = row.querySelector("a");
-  const field = Object.assign(document.createElement("input"), { value: link.textContent, maxLength: 120 });
+  const field = Object.assign(document.createElement("input"), { value: link.textContent, maxLength: 120, dir: "auto" });
   field.setAttribute("aria-label", chat.dataset.titleLabel);
   let isDone = false; // taking a focused field out of the page also blurs it
   const finish = async (isSaved) => {

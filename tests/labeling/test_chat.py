@@ -70,6 +70,18 @@ def test_it_turns_a_choice_into_a_judgment_with_versions(client, anna, answers, 
     assert list(judgments.in_force()) == [judgment]
 
 
+def test_it_leaves_out_turns_without_words(client, anna, answers):
+    """As the versions saw it: an answer that was stopped before its first word says nothing."""
+    Message.objects.filter(content="Yes?").update(content="", status="stopped")
+    client.force_login(anna)
+    assert _choose(client, answers).status_code == 201
+    messages = Prompt.objects.get().messages
+    assert [(turn["role"], turn["content"]) for turn in messages] == [
+        ("user", "Hello?"),
+        ("user", "Why is the sky blue?"),
+    ]
+
+
 def test_it_stores_a_retry_once(client, anna, answers):
     client.force_login(anna)
     key = uuid.uuid4()

@@ -140,8 +140,19 @@ def test_it_rejects_a_version_that_is_applied_wrongly(
     assert row.status == Adapter.Status.REJECTED
     assert row.self_test["is_passed"] is False
     assert adapters.current().is_base
-    with pytest.raises(adapters.NotServable, match="rejected"):
-        adapters.publish(row)
+
+
+def test_it_tests_a_rejected_version_again(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    row = good_adapter(1)
+    engine.scale = 0.0
+    for _again in range(2):
+        with pytest.raises(adapters.NotServable, match="does not do what it did"):
+            adapters.publish(row)
+    assert adapters.current().is_base
+    engine.scale = 1.0  # the engine was repaired
+    assert adapters.publish(row).adapter == row
+    row.refresh_from_db()
+    assert (row.status, row.error) == (Adapter.Status.READY, "")
 
 
 def test_it_changes_nothing_when_published_twice(good_adapter: Maker) -> None:
@@ -176,14 +187,53 @@ def test_it_rolls_back_and_forth(good_adapter: Maker, ada: User) -> None:
     ]  # fmt: skip
 
 
+def test_it_rolls_back_only_what_was_seen(good_adapter: Maker) -> None:
+    first, second = good_adapter(1), good_adapter(2)
+    adapters.publish(first)
+    seen = adapters.publish(second).generation
+    assert adapters.rollback(expected_generation=seen).adapter == first
+    with pytest.raises(adapters.AliasMoved, match=first.name):
+        adapters.rollback(expected_generation=seen)  # the other administrator's page
+    assert adapters.current() == first
+
+
+def test_it_publishes_only_from_the_expected_generation(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    first, second = good_adapter(1), good_adapter(2)
+    seen = adapters.deployment().generation
+    adapters.publish(first, expected_generation=seen)
+    with pytest.raises(adapters.AliasMoved):
+        adapters.publish(second, expected_generation=seen)
+    assert adapters.current() == first
+    assert second.name not in engine.adapters  # nothing was loaded in vain
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_gives_way_to_a_publication_during_its_own(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    ours, theirs = good_adapter(1), good_adapter(2)
+    seen = adapters.deployment().generation
+
+    def publish_theirs() -> None:
+        engine.before_load = lambda: None
+        try:
+            adapters.publish(theirs)
+        finally:
+            connection.close()
+
+    engine.before_load = publish_theirs
+    with pytest.raises(adapters.AliasMoved):
+        adapters.publish(ours, expected_generation=seen)
+    assert history() == [(1, "base-bbbbbb"), (2, theirs.name)]
+
+
 def test_it_says_when_there_is_nothing_to_roll_back_to(engine: ScriptedEngine) -> None:
     with pytest.raises(adapters.NothingToRollBack):
         adapters.rollback()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_gives_each_of_many_publications_its_own_generation(good_adapter: Maker) -> None:
+def test_it_gives_each_of_many_publications_its_own_generation(good_adapter: Maker, engine: ScriptedEngine) -> None:
     rows = [good_adapter(seed) for seed in range(6)]
+    engine.max_adapters = len(rows)
     failures: list[BaseException] = []
 
     def publish(row: Adapter) -> None:

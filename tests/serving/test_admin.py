@@ -66,8 +66,21 @@ def test_it_publishes_after_a_reason(admin_client: Client, admin_user: User, goo
 
 def test_it_rolls_back_after_a_reason(admin_client: Client, good_adapter: Maker) -> None:
     adapters.publish(good_adapter(1))
-    admin_client.post(roll_back_url(), {"reason": "It rambles."})
+    page = admin_client.get(roll_back_url())
+    assert b'name="generation" value="2"' in page.content
+    admin_client.post(roll_back_url(), {"reason": "It rambles.", "generation": "2"})
     assert adapters.current().is_base
+
+
+@pytest.mark.parametrize("stale", [{"generation": "2"}, {"generation": "two"}, {}])
+def test_it_rolls_back_only_what_the_page_showed(
+    admin_client: Client, good_adapter: Maker, stale: dict[str, str]
+) -> None:
+    adapters.publish(good_adapter(1))
+    adapters.publish(good_adapter(2))
+    response = admin_client.post(roll_back_url(), {"reason": "It rambles.", **stale}, follow=True)
+    assert "moved meanwhile" in said(response)
+    assert adapters.deployment().generation == 3
 
 
 def test_it_says_why_nothing_was_published(
@@ -77,7 +90,9 @@ def test_it_says_why_nothing_was_published(
     row = good_adapter(1)
     assert "does not do" in said(admin_client.post(publish_url(row), {"reason": "x"}, follow=True))
     adapters.deployment()
-    assert "only one version" in said(admin_client.post(roll_back_url(), {"reason": "x"}, follow=True))
+    assert "only one version" in said(
+        admin_client.post(roll_back_url(), {"reason": "x", "generation": "1"}, follow=True)
+    )
     engine.scale = 1
     other = good_adapter(2)
     settings.ENGINE_URLS = ["http://127.0.0.1:9"]

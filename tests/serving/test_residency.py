@@ -7,6 +7,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from serving import adapters, chat
+from serving.client import EngineError
 from serving.models import Adapter, Message
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
 
@@ -87,3 +88,59 @@ def test_it_loads_the_others_when_one_folder_is_gone(good_adapter: Maker, engine
     )
     adapters.reconcile()
     assert set(engine.adapters) == {row.name}
+
+
+def test_it_makes_room_for_a_version_beyond_the_limit(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    rows = [good_adapter(seed) for seed in range(6)]
+    for row in rows:
+        adapters.publish(row)
+    assert set(engine.adapters) == {row.name for row in rows[2:]}  # the two used longest ago left
+    adapters.ensure_loaded(rows[0])
+    assert set(engine.adapters) == {row.name for row in (rows[0], *rows[3:])}
+
+
+def test_it_refuses_when_every_place_is_kept(good_adapter: Maker, engine: ScriptedEngine, ada: User) -> None:
+    engine.max_adapters = 2
+    rows = [good_adapter(seed) for seed in range(3)]
+    adapters.publish(rows[0])
+    adapters.publish(rows[1])
+    with pytest.raises(EngineError, match="unload one first"):
+        adapters.publish(rows[2])
+    assert set(engine.adapters) == {rows[0].name, rows[1].name}
+    assert adapters.current() == rows[1]
+
+
+def test_it_keeps_the_others_when_a_load_fails_for_another_reason(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    rows = [good_adapter(seed) for seed in range(5)]
+    for row in rows[:4]:
+        adapters.publish(row)
+    engine.unloadable.add(rows[4].name)
+    with pytest.raises(EngineError, match="no such folder"):
+        adapters.publish(rows[4])
+    assert set(engine.adapters) == {row.name for row in rows[:4]}
+
+
+def test_it_loads_what_aliases_point_at_first(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    rows = [good_adapter(seed) for seed in range(5)]
+    for row in rows[::-1]:  # the oldest number is current, all are in recent use
+        adapters.publish(row)
+    engine.adapters.clear()
+    engine.max_adapters = 1
+    adapters.reconcile()
+    assert set(engine.adapters) == {rows[0].name}
+    engine.max_adapters = 3
+    for _again in range(2):
+        adapters.reconcile()
+        assert list(engine.adapters) == [rows[0].name, rows[1].name, rows[2].name]
+
+
+def test_it_makes_room_for_what_an_alias_points_at(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    rows = [good_adapter(seed) for seed in range(4)]
+    for row in rows:
+        adapters.publish(row)
+    engine.adapters.clear()
+    engine.max_adapters = 2
+    adapters.ensure_loaded(rows[0])
+    adapters.ensure_loaded(rows[1])
+    adapters.reconcile()
+    assert set(engine.adapters) == {rows[2].name, rows[3].name}

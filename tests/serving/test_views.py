@@ -249,3 +249,10 @@ async def test_it_streams_an_answer(async_client: AsyncClient, engine: ScriptedE
     assert "Hello, world!" in end
     await answer.arefresh_from_db()
     assert answer.status == Message.Status.COMPLETE
+
+
+def test_it_lets_each_text_choose_its_direction(page: Client, question: Message) -> None:
+    content = page.get(address("conversation", question)).content.decode()
+    for start in ('<div class="prose"', '<div class="question"', '<h1 class="truncate" id="chat-title"', "<textarea"):
+        assert 'dir="auto"' in content.split(start, 1)[1].split(">", 1)[0]
+    assert 'dir="auto" href="' + reverse("conversation", args=[question.conversation_id]) in content

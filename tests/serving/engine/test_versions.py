@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.engine.engine import Engine, Options, build
-from serving.engine.versions import Refused, UnknownVersion
+from serving.engine.versions import Full, Refused, UnknownVersion
 from tests.serving.engine.conftest import drain, make_adapter, submit
 
 
@@ -34,7 +34,7 @@ def test_it_refuses_more_than_its_limit(tiny_model_dir: Path, adapters_dir: Path
     engine = build(Options(model=tiny_model_dir, adapters=adapters_dir, max_adapters=1))
     make_adapter(adapters_dir / "one", tiny_model_dir)
     engine.versions.load("x", "one", 0)
-    with pytest.raises(Refused, match="unload one first"):
+    with pytest.raises(Full, match="unload one first"):
         engine.versions.load("y", "one", 0)
     engine.versions.unload("x")
     engine.versions.load("y", "one", 0)
