@@ -14,7 +14,7 @@ from django.db.models.functions import Coalesce
 from labeling import texts
 from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Lease, Prompt, Response
 
-MAX_PAIRS = 6  # per prompt: all pairs of four candidates
+MAX_PAIRS = 6  # per prompt and round of candidates: all pairs of four
 # sort_key = round · ROUND + random: every prompt's first pair comes before any prompt's second one. 15 rounds fit.
 ROUND = 2**27
 MAX_ROUNDS = 15
@@ -27,22 +27,22 @@ def content_key(responses: Iterable[Response]) -> str:
 
 @transaction.atomic
 def make_comparisons(prompt: Prompt, *, seed: int = 0) -> list[Comparison]:
-    """Pairs the engine's candidates of one prompt, at most MAX_PAIRS; those that exist are kept. Returns the new ones.
+    """Pairs the engine's candidates of one prompt, those that exist are kept; returns the new ones, at most MAX_PAIRS.
 
-    Near-identical responses are not paired: a choice between them says little and tires people. Each next pair takes
+    Each new pair has a response that no pair shows yet: asked again, the model is judged on what it says now, also
+    against what it said before. Without such a response there is nothing new. Near-identical responses are not paired: a choice between them says little and tires people. Each next pair takes
     the responses that were used least, so that the first two pairs of four candidates show all four. The order is
     random, and the same for the same seed.
     """
     candidates = list(prompt.responses.filter(source="engine").order_by("id"))
     existing = list(prompt.comparisons.filter(source=Comparison.Source.CAMPAIGN).prefetch_related("items"))
     used = Counter(item.response_id for comparison in existing for item in comparison.items.all())
-    known = {comparison.content_key for comparison in existing}
     pairs = [
         pair
         for pair in itertools.combinations(candidates, 2)
-        if content_key(pair) not in known and not texts.are_near_identical(pair[0].text, pair[1].text)
+        if not (used[pair[0].pk] and used[pair[1].pk]) and not texts.are_near_identical(pair[0].text, pair[1].text)
     ]
-    chosen = _least_used_first(pairs, used, seed)[: max(0, MAX_PAIRS - len(existing))]
+    chosen = _least_used_first(pairs, used, seed)[:MAX_PAIRS]
     return add_comparisons(prompt.campaign_id, chosen, Comparison.Source.CAMPAIGN, seed=seed, first_round=len(existing))
 
 

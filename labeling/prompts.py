@@ -67,18 +67,25 @@ def add_prompts(
 
 def _draft(campaign: Campaign, item: Mapping[str, Any], source: str, wants_candidates: bool) -> Prompt:
     messages = canonical(item["messages"])
-    is_wanted = wants_candidates and campaign.n_candidates > 0
     return Prompt(
         campaign=campaign,
         messages=messages,
         sha256=digest(messages),
         domain=texts.clean(item.get("domain", ""))[:40],
         source=source,
-        candidates_state="wanted" if is_wanted else "none",
+        candidates_state=first_state(campaign) if wants_candidates else "none",
     )
 
 
+def first_state(campaign: Campaign) -> str:
+    """A new prompt waits for the engine's responses, unless its campaign samples none."""
+    return "wanted" if campaign.n_candidates > 0 else "none"
+
+
 def want_candidates(prompts: QuerySet[Prompt]) -> int:
-    """Asks the engine (again) for responses to these prompts; prompts being written now are left alone."""
-    idle = prompts.exclude(candidates_state="claimed")
+    """Asks the engine (again) for responses to these prompts; returns to how many.
+
+    Prompts being written now are left alone, and so are those of campaigns that sample none: they would wait forever.
+    """
+    idle = prompts.exclude(candidates_state="claimed").filter(campaign__n_candidates__gt=0)
     return idle.update(candidates_state="wanted", candidates_attempts=0)

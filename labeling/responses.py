@@ -18,33 +18,15 @@ def draft(prompt: Prompt, text: object, adapter: Adapter | None = None, **fields
     return Response(prompt=prompt, adapter=adapter, text=cleaned, sha256=texts.digest(cleaned), **fields)
 
 
-def add_response(
-    prompt: Prompt,
-    text: str,
-    adapter: Adapter | None = None,
-    *,
-    source: str = "engine",
-    generator: str = "",
-    sampling: dict[str, Any] | None = None,
-    finish_reason: str = "",
-) -> Response | None:
-    """Stores an answer; None when it is empty, or when the prompt already has one with the same text."""
-    cleaned = texts.clean(text)
-    if not cleaned:
+def add_response(prompt: Prompt, text: object, adapter: Adapter | None = None, **fields: Any) -> Response | None:
+    """Stores an answer; None when it is empty, or when the prompt already has one with the same text.
+
+    Raises labeling.errors.Invalid when the text is none, or too long.
+    """
+    new = draft(prompt, text, adapter, **fields)
+    if new is None or prompt.responses.filter(sha256=new.sha256).exists():
         return None
-    response, is_new = Response.objects.get_or_create(
-        prompt=prompt,
-        sha256=texts.digest(cleaned),
-        defaults={
-            "adapter": adapter,
-            "text": cleaned,
-            "source": source,
-            "generator": generator,
-            "sampling": sampling or {},
-            "finish_reason": finish_reason,
-        },
-    )
-    return response if is_new else None
+    return store([new])[0]
 
 
 def store(drafts: list[Response]) -> list[Response]:

@@ -52,10 +52,19 @@ def test_it_makes_nothing_twice_and_goes_on_when_candidates_arrive():
     assert pairs.make_comparisons(prompt) == []
     responses.add_response(prompt, TEXTS[2])
     assert len(pairs.make_comparisons(prompt)) == 2
-    for text in TEXTS[3:]:
+    assert pairs.make_comparisons(prompt) == []
+
+
+def test_it_pairs_every_further_round_of_candidates():
+    prompt = _candidates(make.campaign())
+    assert len(pairs.make_comparisons(prompt)) == pairs.MAX_PAIRS
+    old = {response.pk for response in prompt.responses.all()}
+    for text in TEXTS[4:]:
         responses.add_response(prompt, text)
-    pairs.make_comparisons(prompt)
-    assert prompt.comparisons.count() == pairs.MAX_PAIRS
+    made = pairs.make_comparisons(prompt)
+    assert len(made) == pairs.MAX_PAIRS  # of the nine that show a new one
+    assert all(_members(comparison) - old for comparison in made)
+    assert pairs.make_comparisons(prompt) == []
 
 
 def test_it_does_not_pair_near_identical_responses_nor_those_from_elsewhere():

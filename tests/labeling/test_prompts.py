@@ -65,3 +65,11 @@ def test_it_asks_again_but_not_for_prompts_being_written():
     assert prompts.want_candidates(campaign.prompts.all()) == 1
     failed.refresh_from_db()
     assert (failed.candidates_state, failed.candidates_attempts) == ("wanted", 0)
+
+
+@pytest.mark.django_db
+def test_it_asks_for_nothing_that_the_campaign_does_not_sample():
+    prompt = make.prompt(make.campaign(n_candidates=0))
+    assert prompts.want_candidates(prompt.campaign.prompts.all()) == 0
+    prompt.refresh_from_db()
+    assert prompt.candidates_state == "none"
