@@ -5,6 +5,7 @@ import secrets
 from datetime import datetime, timedelta
 
 from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 
 from labeling.errors import Refused
@@ -24,8 +25,18 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def roles(user: User) -> list[Invitation.Role]:
+    """What this person may promise: only a superuser makes another one."""
+    return [role for role in Invitation.Role if role != Invitation.Role.ADMINISTRATOR or user.is_superuser]
+
+
 def prepare(invitation: Invitation, created_by: User) -> str:
-    """Gives an unsaved invitation its token's hash and its author; returns the token, which is not kept anywhere."""
+    """Gives an unsaved invitation its token's hash and its author; returns the token, which is not kept anywhere.
+
+    Raises PermissionDenied for a role that its author may not promise.
+    """
+    if invitation.role not in roles(created_by):
+        raise PermissionDenied
     token = secrets.token_urlsafe(32)  # 256 bits
     invitation.token_sha256 = digest(token)
     invitation.created_by = created_by

@@ -7,7 +7,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.models import Group, User
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Field, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -85,6 +85,12 @@ class PromptAdmin(ModelAdmin):
     list_filter = ("campaign", "domain", "candidates_state", "source")
     list_select_related = ("campaign",)
     actions = ("ask_again",)
+    fields = ("campaign", "messages", "domain", "candidates_state")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Prompt | None = None) -> tuple[str, ...]:
+        if obj and obj.responses.exists():  # they answer these very words, and people judged them as such
+            return ("campaign", "messages", "candidates_state")
+        return ("candidates_state",)
 
     @admin.action(description=_("Ask the model for responses"))
     def ask_again(self, request: HttpRequest, queryset: QuerySet[Prompt]) -> None:
@@ -103,6 +109,11 @@ class InvitationAdmin(ModelAdmin):
     @admin.display(description=_("for"), ordering="note")
     def for_whom(self, invitation: Invitation) -> str:
         return invitation.note or "–"
+
+    def formfield_for_choice_field(self, db_field: Field, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "role":
+            kwargs["choices"] = [(role.value, role.label) for role in accounts.roles(access.person(request))]
+        return super().formfield_for_choice_field(db_field, request, **kwargs)
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"expires_at": timezone.now() + accounts.VALID_FOR, **super().get_changeform_initial_data(request)}

@@ -30,11 +30,11 @@ class InvitationForm(BaseUserCreationForm):
 
 
 class PromptForm(forms.ModelForm):
-    """Checks the turns and keeps the hash in step with them."""
+    """Checks the turns and keeps the hash in step with them. A new prompt waits for the engine's responses."""
 
     class Meta:
         model = Prompt
-        fields = ("campaign", "messages", "domain", "candidates_state")
+        fields = ("campaign", "messages", "domain")
 
     def clean_messages(self) -> prompts.Messages:
         try:
@@ -50,6 +50,8 @@ class PromptForm(forms.ModelForm):
             same = Prompt.objects.filter(campaign=campaign, sha256=self.instance.sha256)
             if same.exclude(pk=self.instance.pk).exists():
                 raise ValidationError(_("This campaign has the same prompt already."))
+        if campaign and self.instance.pk is None:
+            self.instance.candidates_state = prompts.first_state(campaign)
         return data
 
 

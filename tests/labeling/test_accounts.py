@@ -2,6 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.urls import reverse
 from django.utils import timezone
@@ -16,7 +17,9 @@ PASSWORD = "a-long-enough-one-7"
 
 def _invite(role="annotator", campaigns=(), expires_at=SOON):
     invitation = Invitation(role=role, expires_at=expires_at)
-    token = accounts.prepare(invitation, User.objects.filter(username="root").first() or make.person("root"))
+    token = accounts.prepare(
+        invitation, User.objects.filter(username="root").first() or make.person("root", is_superuser=True)
+    )
     invitation.save()
     invitation.campaigns.set(campaigns)
     return token
@@ -28,6 +31,12 @@ def test_it_keeps_only_the_hash_of_a_token():
     assert token not in str(Invitation.objects.values().get())
     assert accounts.find(token, make.NOW) == Invitation.objects.get()
     assert accounts.find(token[:-1], make.NOW) is None
+
+
+@pytest.mark.django_db
+def test_it_promises_no_more_than_its_author_may():
+    with pytest.raises(PermissionDenied):
+        accounts.prepare(Invitation(role="administrator", expires_at=SOON), make.person(is_staff=True))
 
 
 @pytest.mark.django_db

@@ -1,10 +1,10 @@
 import re
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.urls import reverse
 
-from labeling import accounts
+from labeling import accounts, responses
 from labeling.models import Campaign, Comparison, Invitation, Judgment, Prompt
 from tests.labeling import make
 
@@ -48,15 +48,47 @@ def test_it_changes_no_judgment(client, root):
 
 def test_it_adds_a_prompt_with_its_hash_and_only_once(client):
     campaign = make.campaign()
-    body = {"campaign": campaign.pk, "messages": '"Why?"', "domain": "", "candidates_state": "wanted"}
+    body = {"campaign": campaign.pk, "messages": '"Why?"', "domain": ""}
     client.post(reverse("admin:labeling_prompt_add"), body)
     prompt = Prompt.objects.get()
     assert prompt.messages == [{"role": "user", "content": "Why?"}]
     assert len(prompt.sha256) == 64
+    assert prompt.candidates_state == "wanted"
     page = client.post(reverse("admin:labeling_prompt_add"), body).content.decode()
     assert "has the same prompt already" in page
     wrong = client.post(reverse("admin:labeling_prompt_add"), {**body, "messages": "[1]"}).content.decode()
     assert "Turn 1 must have" in wrong
+
+
+def test_it_changes_the_words_of_a_prompt_until_it_has_responses(client):
+    prompt = make.prompt(make.campaign(), "Why?")
+    address = reverse("admin:labeling_prompt_change", args=[prompt.pk])
+    body = {"campaign": prompt.campaign_id, "messages": '"Who?"', "domain": "a", "candidates_state": "failed"}
+    assert client.post(address, body).status_code == 302
+    prompt.refresh_from_db()
+    assert (prompt.excerpt, prompt.domain, prompt.candidates_state) == ("Who?", "a", "wanted")
+    sha256 = prompt.sha256
+    responses.add_response(prompt, "Me.")
+    other = make.campaign("dogs")
+    assert client.post(address, {**body, "campaign": other.pk, "messages": '"How?"', "domain": "b"}).status_code == 302
+    prompt.refresh_from_db()
+    assert (prompt.excerpt, prompt.sha256, prompt.campaign.slug, prompt.domain) == ("Who?", sha256, "cats", "b")
+
+
+def test_it_lets_only_a_superuser_invite_an_administrator(client):
+    body = {"role": "administrator", "note": "Mia", "expires_at_0": "2099-01-01", "expires_at_1": "12:00"}
+    clerk = make.person("clerk", is_staff=True)
+    clerk.user_permissions.set(Permission.objects.filter(content_type__app_label="labeling"))
+    client.force_login(clerk)
+    address = reverse("admin:labeling_invitation_add")
+    assert "administrator" not in str(client.get(address).context["adminform"].form["role"])
+    assert "role" in client.post(address, body).context["adminform"].form.errors
+    assert not Invitation.objects.exists()
+    client.post(address, {**body, "role": "manager"})
+    assert Invitation.objects.get().role == "manager"
+    client.force_login(User.objects.get(username="root"))
+    client.post(address, body)
+    assert Invitation.objects.filter(role="administrator").count() == 1
 
 
 def test_it_asks_the_model_again(client):
