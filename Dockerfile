@@ -12,6 +12,9 @@ RUN grep --invert-match --extended-regexp \
  && pip install --no-cache-dir --no-deps --requirement /tmp/web.lock
 COPY --chown=root:root . .
 
+# The commit, for the manifests of adapters: the image has no .git to ask.
+ARG CODE_VERSION=""
+ENV CODE_VERSION=$CODE_VERSION
 ENV VAR_DIR=/var/lib/alignapp ARTIFACTS_DIR=/artifacts HOST=0.0.0.0 PYTHONUNBUFFERED=1
 USER alignapp
 EXPOSE 8000

@@ -44,6 +44,7 @@ def web() -> Service:
     command = [sys.executable, "-m", "uvicorn", "alignapp.asgi:application", "--host", settings.HOST]
     command += ["--port", str(settings.PORT), "--lifespan", "off", "--timeout-graceful-shutdown", "5"]
     command += ["--log-level", "warning", "--no-access-log", "--no-server-header"]
+    command += ["--forwarded-allow-ips", settings.FORWARDED_ALLOW_IPS]
     return Service("web", command, partial(_answers, f"{address()}/healthz"))
 
 

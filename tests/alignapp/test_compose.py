@@ -1,6 +1,8 @@
 """docker-compose.yml and the Dockerfiles against the settings and commands that they name. No Docker is needed."""
 
 import re
+from dataclasses import fields
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from django.core.management import get_commands
 from alignapp import processes
 from tests.alignapp.test_processes import loaded_by_web
 from tests.alignapp.test_settings import ROOT, documented_variables, read_variables
+from training import catalog
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if "build" in service]
-ONLY_IN_COMPOSE = {"POSTGRES_PASSWORD", "MODEL_DIR", "PUBLISH", "VLLM_VERSION"}
+ONLY_IN_COMPOSE = {"POSTGRES_PASSWORD", "MODEL_DIR", "PUBLISH", "VLLM_VERSION", "CODE_VERSION"}
 SECRETS = {"SECRET_KEY", "ENGINE_TOKEN", "POSTGRES_PASSWORD", "ADMIN_PASSWORD"}
 
 
@@ -37,11 +40,41 @@ def test_it_has_no_default_secret() -> None:
     assert not re.search(r"PASSWORD: (?!\$)\S", TEXT)
 
 
+def test_it_shows_no_secret_that_could_be_copied() -> None:
+    sample = (ROOT / "docs" / "operations.md").read_text()
+    assert dict(re.findall(r"^(\w+)=(\$\(openssl rand ).*$", sample, re.MULTILINE)).keys() == SECRETS
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_it_sets_only_what_the_settings_read(name: str) -> None:
     environment = SERVICES[name]["environment"]
     assert environment.keys() <= read_variables()
     assert environment["ALIGNAPP_MODE"] == "production"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_it_believes_a_proxy_on_the_host(name: str) -> None:
+    given = SERVICES[name]["environment"]["FORWARDED_ALLOW_IPS"]
+    networks = given.removeprefix("${FORWARDED_ALLOW_IPS:-").removesuffix("}").split(",")
+    assert any(ip_address("172.18.0.1") in ip_network(network) for network in networks)
+    assert not any(ip_address("203.0.113.7") in ip_network(network) for network in networks)
+
+
+def test_it_serves_every_rank_that_can_be_trained() -> None:
+    match = re.search(r"--max-lora-rank (\d+)", SERVICES["vllm"]["command"])
+    [highest] = {field.metadata["high"] for field in fields(catalog.Common) if field.name == "lora_rank"}
+    assert match is not None
+    assert int(match[1]) == highest
+    assert match[0] in (ROOT / "docs" / "operations.md").read_text()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_it_tells_images_which_code_they_hold(name: str) -> None:
+    build = SERVICES[name]["build"]
+    assert build["args"] == {"CODE_VERSION": "${CODE_VERSION:-}"}
+    text = (ROOT / build["dockerfile"]).read_text()
+    assert "ARG CODE_VERSION" in text
+    assert "ENV CODE_VERSION=$CODE_VERSION" in text
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -1,5 +1,7 @@
 import pytest
 from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
+from pytest_django import Settings
 
 from alignapp import installation
 from labeling.models import Campaign
@@ -18,6 +20,21 @@ def test_it_makes_the_first_administrator_with_a_random_password() -> None:
 def test_it_takes_the_given_password_and_never_shows_it() -> None:
     assert installation.ensure_administrator("root", "given by hand") == installation.Administrator("root", "")
     assert User.objects.get(username="root").check_password("given by hand")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("password", ["password123", "administrator", "1234567"])
+def test_it_refuses_a_weak_password_in_production(settings: Settings, password: str) -> None:
+    settings.IS_PRODUCTION, settings.ADMIN_USERNAME, settings.ADMIN_PASSWORD = True, "administrator", password
+    with pytest.raises(CommandError, match=r"^Set ADMIN_PASSWORD to a better one: "):
+        call_command("prepare")
+    assert not User.objects.exists()
+
+
+@pytest.mark.django_db
+def test_it_takes_a_strong_password_in_production(settings: Settings) -> None:
+    settings.IS_PRODUCTION = True
+    assert installation.ensure_administrator("root", "qx7LMwB0aT4vZ1Kc") is not None
 
 
 @pytest.mark.django_db

@@ -81,6 +81,12 @@ def test_it_shows_an_address_that_can_be_opened() -> None:
     assert processes.address() == "http://127.0.0.1:9000"
 
 
+@override_settings(FORWARDED_ALLOW_IPS="10.1.0.0/16")
+def test_it_tells_the_web_process_whose_word_on_addresses_counts() -> None:
+    command = list(processes.web().command)
+    assert command[command.index("--forwarded-allow-ips") + 1] == "10.1.0.0/16"
+
+
 def test_it_knows_who_is_alive() -> None:
     assert not liveness.is_alive("somebody", 0)
     liveness.touch("somebody")

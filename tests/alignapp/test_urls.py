@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
@@ -43,6 +44,14 @@ def test_it_is_closed_to_strangers(client: Client, name: str, path: str) -> None
 def test_it_has_one_way_in(client: Client) -> None:
     response = client.get("/admin/training/run/", follow=True)
     assert unquote(response.redirect_chain[-1][0]) == "/login/?next=/admin/training/run/"
+
+
+@pytest.mark.django_db
+def test_it_describes_the_api_to_whoever_is_logged_in(client: Client) -> None:
+    client.force_login(User.objects.create_user("ada"))
+    response = client.get(reverse("api_schema"), {"format": "json"})
+    assert response.status_code == 200
+    assert reverse("judgment_create") in response.json()["paths"]
 
 
 @pytest.mark.django_db

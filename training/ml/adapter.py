@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -72,8 +73,11 @@ def manifest(job: Job, base: Base, config: dict[str, Any], sha256: str) -> dict[
 
 
 def code_version() -> str:
-    """The git commit of this code, else the package's version."""
-    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """CODE_VERSION (images have no .git), else the git commit, with "+dirty" when files differ; else the package's."""
+    if given := os.environ.get("CODE_VERSION", "").strip():
+        return given
+    asked = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    asked += ["--exclude=*", "--dirty=+dirty"]  # never a tag's name
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):

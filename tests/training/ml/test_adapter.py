@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,28 @@ def test_it_says_in_the_manifest_where_it_comes_from(folder: Path, base32: polic
     assert manifest.items() >= (expected | {"parent": "adapter-6", "rank": 4}).items()
     assert manifest["params"] == catalog.to_dict(job.params)
     assert len(manifest["target_modules"]) == 7
-    assert manifest["code_version"] != "unknown"
+    assert manifest["code_version"]
+
+
+def test_it_believes_the_image_about_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODE_VERSION", "abc+dirty")
+    assert adapter.code_version() == "abc+dirty"
+
+
+def test_it_asks_git_and_says_when_files_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "adapter.py"
+    file.write_text("1")
+    for arguments in (["init"], ["add", "."], ["commit", "-m", "1"], ["tag", "-a", "v1", "-m", "1"]):
+        git(*arguments)
+    monkeypatch.delenv("CODE_VERSION", raising=False)
+    monkeypatch.setattr(adapter, "__file__", str(file))
+    assert adapter.code_version() == git("rev-parse", "HEAD")
+    file.write_text("2")
+    assert adapter.code_version() == git("rev-parse", "HEAD") + "+dirty"
 
 
 def test_it_tells_nothing_about_this_machine(folder: Path, tiny_model_dir: Path) -> None:
