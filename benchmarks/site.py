@@ -18,6 +18,7 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PASSWORD = "correct-horse-battery"  # noqa: S105  of a site that lives for minutes on loopback
+OF_TESTS = {"DJANGO_SETTINGS_MODULE", "DJANGO_ALLOW_ASYNC_UNSAFE"}  # a site runs as people's sites do
 
 
 def free_port() -> int:
@@ -33,7 +34,7 @@ class Site:
         self.var, self.prepare, self.port = var, prepare, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = {
-            **{key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"},
+            **{key: value for key, value in os.environ.items() if key not in OF_TESTS},
             "VAR_DIR": str(var),
             "PORT": str(self.port),
             "ENGINE_PORT": str(free_port()),

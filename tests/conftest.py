@@ -1,6 +1,7 @@
 """Fixtures that every part shares, and the marks that follow from where a test lies and what it asks for."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,15 +9,17 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from playwright.sync_api import Browser, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ML_FOLDERS = ("tests/serving/engine/", "tests/training/ml/")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 DATABASE_FIXTURES = {"db", "transactional_db", "live_server", "admin_user", "admin_client"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the marks `backends`, `ml` and `slow`, leave browser tests out on request, and run torch's tests last."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Add the marks `backends`, `ml` and `slow`, leave browser tests out on request, and put the heavy tests last."""
     for item in items:
         _add_marks(item)
     if os.environ.get("SKIP_BROWSER"):
@@ -25,7 +28,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("browser")]
         items[:] = [item for item in items if not item.get_closest_marker("browser")]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: item.get_closest_marker("ml") is not None)
+    yield
+    items.sort(key=_heaviness)  # after pytest-django's own order, which it keeps within each kind
+
+
+def _heaviness(item: pytest.Item) -> int:
+    """2: needs Chromium, whose event loop stays in this thread from then on, where asynchronous tests run theirs;
+    1: needs torch; 0: neither.
+    """
+    if "browser" in getattr(item, "fixturenames", ()):
+        return 2
+    return 1 if item.get_closest_marker("ml") else 0
 
 
 def _add_marks(item: pytest.Item) -> None:
@@ -54,6 +67,18 @@ def tiny_model_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     # In a process of its own: a test process that asks for the folder only does not load torch.
     subprocess.run([sys.executable, "-m", "tests.models", model_dir, folder], cwd=REPOSITORY, check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Real Chromium (Debian's), started once. A test opens its own contexts in it, and closes them."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("No Chromium: install it (Debian: apt-get install chromium), or set CHROMIUM or SKIP_BROWSER=1.")
+    # Playwright's loop runs in this thread, beside the tests; Django cannot know that they take turns.
+    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+        yield playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,13 @@
 """The frame of every page in real Chromium: theme, words for failed requests, narrow screens, the keyboard."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from django.test import Client
 from django.urls import reverse
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 # Resolves to what people would read, with the status and whether logging in may help.
 POST = """async ([url, body]) => {
   const { postJSON } = await import("/static/js/api.js");
@@ -25,15 +22,6 @@ REMEMBER_FIRST_THEME = """new MutationObserver((_, observer) => {
   window.firstTheme = document.documentElement.dataset.theme;
   observer.disconnect();
 }).observe(document, { childList: true, subtree: true })"""
-
-
-@pytest.fixture(scope="module")
-def browser(django_db_setup) -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    # Playwright's loop runs in this thread, beside the tests; Django cannot know that they take turns.
-    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
-        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        yield playwright.chromium.launch(executable_path=path, args=FLAGS)
 
 
 @pytest.fixture

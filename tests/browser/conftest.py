@@ -1,25 +1,13 @@
-"""Real Chromium (Debian's), and a whole site on the real model."""
+"""A whole site on the real model, and windows on it."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from benchmarks.site import Site
-
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail("No Chromium: install it (Debian: apt-get install chromium), or set CHROMIUM or SKIP_BROWSER=1.")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,21 @@
 """The comparison screen in real Chromium, with a keyboard, a thumb, and a bad connection."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 from django.contrib.sessions.models import Session
 from django.test import Client
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect
 
 from labeling import judgments
 from labeling.models import Campaign, Judgment
 from tests.labeling import make
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 OTHER = "One scrolls down to it, since it comes below, and reads it as well. " * 30
 LONG = "This answer is long enough to fill more than one screen of a phone. " * 30
-
-
-@pytest.fixture(scope="module")
-def browser(django_db_setup) -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    # Playwright's loop runs in this thread, beside the tests; Django cannot know that they take turns.
-    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
-        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        yield playwright.chromium.launch(executable_path=path, args=FLAGS)
 
 
 @pytest.fixture
