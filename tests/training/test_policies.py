@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import Settings
 
@@ -150,6 +151,30 @@ def test_it_publishes_only_runs_that_ended_after_its_last_change(tmp_path: Path,
             Policy.objects.filter(pk=policy.pk).update(updated_at=NOW + change)
             policies.check()
             assert (adapters.current() == run.adapter) is is_published
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_gives_way_to_a_person_who_publishes_meanwhile(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
+    settings.MODEL = str(tmp_path)
+    policy = add_policy(publishes=True)
+    run = add_passed_run(policy.campaign)
+    Policy.objects.filter(pk=policy.pk).update(updated_at=NOW - timedelta(seconds=1))
+    theirs = Adapter.objects.create(name="adapter-3-b", sha256="d" * 64, base_sha256="b" * 64, status="ready")
+    engine = ScriptedEngine()
+
+    def publish_theirs() -> None:
+        engine.before_load = lambda: None
+        try:
+            adapters.publish(theirs)
+        finally:
+            connection.close()
+
+    with running(engine) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        engine.before_load = publish_theirs
+        assert not policies.publish_if_wanted(run)
+    assert adapters.current() == theirs
 
 
 @pytest.mark.django_db
