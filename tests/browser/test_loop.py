@@ -74,8 +74,8 @@ def test_it_closes_the_loop_in_a_browser(page: Page, site: Site, shots: Path) ->
     page.goto("/admin/")
     shoot(page, shots, "overview")
     page.get_by_role("link", name="Train", exact=True).first.click()
-    shoot(page, shots, "start")
     page.get_by_label("Epochs").fill("1")
+    shoot(page, shots, "start")
     page.get_by_role("button", name="Start").click()
     expect(page.locator("[data-charts]")).to_be_visible(timeout=180_000)  # the first step is on the page
     expect(page.locator(".al-page")).not_to_have_attribute("data-status", "failed")
