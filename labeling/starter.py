@@ -21,7 +21,7 @@ def ensure() -> Campaign:
             "name": "Everyday questions",
             "description": "Writing, explanation, advice, code, reasoning and safety, in short answers.",
             "guidelines": (FOLDER / "guidelines.md").read_text(),
-            "temperatures": [0.6, 0.8, 1.0, 1.1],
+            "temperatures": [0.2, 0.4, 0.6, 0.8],  # above that a model of this size loses the thread
         },
     )
     if is_new:

@@ -5,13 +5,10 @@ engine compute the prompt once. Each prompt is stored as soon as it is done, so 
 machine a run comes before a campaign's candidates too, as long as people have pairs of it to judge: both live on one processor.
 """
 
-import fcntl
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,13 +24,14 @@ from labeling.pairs import make_comparisons
 from labeling.responses import add_response
 from serving import adapters
 from serving.client import ChatResult, Engine, EngineDown, EngineError, EngineSlow
+from serving.locks import only_one
 from serving.models import Adapter
 from training.models import Run
 
 log = logging.getLogger(__name__)
 
-TEMPERATURES = [0.3, 0.7, 0.9, 1.1]
-TOP_P = 0.95
+TEMPERATURES = [0.2, 0.5, 0.7, 0.9]
+TOP_P = 0.9
 CLAIM_LASTS = timedelta(minutes=5)
 MAX_ATTEMPTS = 3
 SECONDS_PER_CALL = 25.0
@@ -54,7 +52,7 @@ def generate(seconds: float = SECONDS_PER_CALL) -> bool:
 
     Only one call at a time does so on a host; another returns at once.
     """
-    with _only_one() as is_mine:
+    with only_one("candidates") as is_mine:
         if not is_mine:
             return False
         ends = time.monotonic() + seconds
@@ -170,16 +168,3 @@ def _give_back(prompt: Prompt) -> None:
     Prompt.objects.filter(pk=prompt.pk, candidates_state="claimed").update(
         candidates_state="wanted", candidates_attempts=F("candidates_attempts") - 1
     )
-
-
-@contextmanager
-def _only_one() -> Iterator[bool]:
-    """Whether this call may generate. A lock on a file, which the system releases when its holder dies."""
-    settings.VAR_DIR.mkdir(parents=True, exist_ok=True)
-    with (settings.VAR_DIR / "candidates.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -181,8 +181,9 @@ class Chart {
 
   /** Without the pointer, the newest mean is shown, and told to who cannot see the curve. */
   leave() {
-    this.cursor?.replaceChildren();
     if (!this.means?.length) return;
+    const end = { cx: this.x(this.steps.at(-1)), cy: this.y(this.means.at(-1)), r: 3 };
+    this.cursor?.replaceChildren(svgElement("circle", { class: "dot", ...end })); // one step alone has no line
     this.output.textContent = this.means.at(-1).toFixed(this.digits);
     const caption = this.figure.querySelector("figcaption").firstChild.textContent.trim();
     const first = this.means[0].toFixed(this.digits);
