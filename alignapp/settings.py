@@ -206,11 +206,16 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TIMEZONE = TIME_ZONE = "UTC"
 CELERY_BEAT_SCHEDULER = "alignapp.beat:Scheduler"
+# Each looks at all there is to do: one that waited until the next was sent is dropped, so that none pile up.
+# (`expire_seconds` is the database scheduler's name for Celery's `expires`.)
 CELERY_BEAT_SCHEDULE = {
-    "sweep runs": {"task": "training.tasks.sweep", "schedule": 10.0},
-    "check training policies": {"task": "training.tasks.check_policies", "schedule": 15.0},
-    "generate candidates": {"task": "training.tasks.generate_candidates", "schedule": 30.0},
-    "reconcile deployments": {"task": "serving.tasks.reconcile", "schedule": 15.0},
+    name: {"task": task, "schedule": seconds, "options": {"expire_seconds": seconds}}
+    for name, task, seconds in (
+        ("sweep runs", "training.tasks.sweep", 10),
+        ("check training policies", "training.tasks.check_policies", 15),
+        ("generate candidates", "training.tasks.generate_candidates", 30),
+        ("reconcile deployments", "serving.tasks.reconcile", 15),
+    )
 }
 
 # --- engine and model ------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-"""Celery: look at the rows and act. Beat sends `reconcile` every 15 seconds."""
+"""Celery: look at the rows and act. Beat sends `reconcile` every 15 seconds; an engine can keep it for longer."""
 
 from celery import shared_task
 from django.utils import timezone
 
 from serving import adapters, chat
+from serving.locks import only_one
 
 
 @shared_task
 def reconcile() -> None:
-    now = timezone.now()
-    chat.close_abandoned(now)  # first: what nobody writes any more pins no version
-    adapters.reconcile(now)
+    with only_one("reconcile") as is_mine:
+        if is_mine:
+            now = timezone.now()
+            chat.close_abandoned(now)  # first: what nobody writes any more pins no version
+            adapters.reconcile(now)

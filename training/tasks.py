@@ -6,6 +6,7 @@ from celery import shared_task
 from celery.signals import worker_init, worker_shutting_down
 from django.utils import timezone
 
+from serving.locks import only_one
 from training import candidates, policies, runs, supervisor
 from training.models import Policy
 
@@ -28,7 +29,9 @@ def generate_candidates() -> None:
 
 @shared_task
 def check_policies() -> None:
-    policies.check()
+    with only_one("policies") as is_mine:
+        if is_mine:
+            policies.check()
 
 
 @shared_task

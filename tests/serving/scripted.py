@@ -19,6 +19,7 @@ class ScriptedEngine:
         self.url = ""
         self.adapters: dict[str, str] = {}  # resident name → path
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.n_questions = 0  # for its models
         self.pieces = ["Hello", ", ", "world", "!"]
         self.raw_stream: bytes | None = None  # sent instead of `pieces`
         self.cut_after: int | None = None  # the connection breaks after so many pieces
@@ -64,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        self.engine.n_questions += 1
         if self._is_allowed({}):
             self._json({"object": "list", "data": [{"id": name} for name in self.engine.models()]})
 

@@ -18,6 +18,7 @@ from pytest_django import Settings
 
 from labeling.models import Campaign, Prompt, Response
 from serving import adapters, client
+from serving.locks import only_one
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
 from tests.training.rows import NOW, add_campaign, add_comparison, add_prompt
 from training import candidates, runs
@@ -130,7 +131,7 @@ def test_it_loses_no_attempt_while_the_engine_is_down(campaign: Campaign) -> Non
 def test_it_generates_one_at_a_time_on_a_host(campaign: Campaign) -> None:
     add_prompt(campaign, wants_candidates=True)
     answers: list[bool] = []
-    with candidates._only_one() as is_mine:
+    with only_one("candidates") as is_mine:
         assert is_mine
         thread = threading.Thread(target=lambda: answers.append(candidates.generate()))
         thread.start()

@@ -216,6 +216,7 @@ def test_it_wants_a_reason_when_the_gate_compared_with_a_version_that_is_not_cur
     run.adapter = add_adapter()
     write_evaluation(run, 0.3)
     gates.evaluate(run, run.adapter, run.folder)
+    assert run.incumbent
     deployment = Deployment.objects.create(alias=adapters.CURRENT, adapter=run.incumbent)
     assert not gates.needs_reason(run.adapter)
     other = Adapter.objects.create(name="adapter-3-abcdef", sha256="c" * 64, base_sha256="b" * 64)

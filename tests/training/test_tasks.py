@@ -4,7 +4,9 @@ import pytest
 from celery import current_app
 from celery.signals import worker_shutting_down
 from django.conf import settings
+from django_celery_beat.schedulers import ModelEntry
 
+from serving.locks import only_one
 from tests.training.rows import add_campaign, add_judged
 from training import policies, runs, supervisor, tasks
 from training.models import Policy, Run
@@ -14,6 +16,24 @@ def test_it_has_every_task_that_the_schedule_names() -> None:
     current_app.loader.import_default_modules()
     named = {entry["task"] for entry in settings.CELERY_BEAT_SCHEDULE.values()}
     assert named | {policies.TASK, *settings.CELERY_TASK_ROUTES} <= set(current_app.tasks)
+
+
+@pytest.mark.django_db
+def test_it_lets_beats_messages_expire_when_the_next_one_comes() -> None:
+    for name, entry in settings.CELERY_BEAT_SCHEDULE.items():
+        made = ModelEntry.from_entry(name, app=current_app, **entry)
+        assert 0 < made.model.expire_seconds <= entry["schedule"]
+
+
+@pytest.mark.django_db
+def test_it_checks_policies_one_at_a_time() -> None:
+    policy = Policy.objects.create(campaign=add_campaign(), is_enabled=True, every_n=2)
+    add_judged(policy.campaign, 2)
+    with only_one("policies"):
+        tasks.check_policies()
+    assert not Run.objects.exists()
+    tasks.check_policies()
+    assert Run.objects.exists()
 
 
 @pytest.mark.django_db
