@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -119,6 +120,30 @@ def newest_checkpoint(run: Run) -> Path | None:
     return max(found)[2] if found else None
 
 
+def resumed_step(path: Path) -> int:
+    """The steps that the checkpoint which an attempt begins with had done; 0 without one."""
+    match = CHECKPOINT.fullmatch(Path((read_json(path / "config.json") or {}).get("resume") or "").name)
+    return int(match[1]) if match else 0
+
+
+def metrics_so_far(run: Run, until: float) -> list[dict[str, Any]]:
+    """What attempts at this run, or at the one it retries, wrote of steps 1 to `until`; of a step taken twice, the last.
+
+    A supervisor that died copied the last lines of its trainer to no table.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for run_id in reversed(_lineage(run)):
+        for path in sorted((settings.RUNS_DIR / str(run_id)).glob("attempt-*"), key=_number):
+            rows |= {row["step"]: row for row in read_metrics(path, 0)[0] if row["step"] <= until}
+    return [rows[step] for step in sorted(rows)]
+
+
+def delete_checkpoints(run: Run) -> None:
+    """Removes what only a run that is not done needs: three times the adapter's size for every checkpoint."""
+    for path in run.folder.glob("attempt-*/checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def finished(run: Run) -> Path | None:
     """An earlier attempt whose trainer was done, though its supervisor did not live to say so."""
     done = [path.parent for path in run.folder.glob("attempt-*/result.json") if _is_of(run, path.parent)]
@@ -167,6 +192,12 @@ def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:
         "threads": settings.TRAIN_THREADS,
         "nice": settings.TRAIN_NICE,
     }
+
+
+def _number(path: Path) -> int:
+    """n of attempt-n"""
+    text = path.name.rpartition("-")[2]
+    return int(text) if text.isdecimal() else 0
 
 
 def _count(value: Any) -> int:

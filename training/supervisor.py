@@ -10,18 +10,20 @@ The steps of one attempt, in order; dying between any two of them loses nothing:
 """
 
 import logging
+import math
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import InterfaceError, OperationalError, close_old_connections, connection
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -92,6 +94,13 @@ def supervise(run_id: int) -> None:
         _carry_out(claim)
     except (snapshots.NothingToTrain, adapters.InvalidAdapter, gates.BrokenEvaluation) as error:
         runs.fail(claim, str(error), timezone.now())
+    except (OperationalError, InterfaceError):
+        # The work lies in files: the next attempt goes on from there. It counts as lost, so that a database that never
+        # comes to itself ends the run some day.
+        log.warning("run %d: the database failed in attempt %d", claim.run_id, claim.attempt, exc_info=True)
+        close_old_connections()
+        with suppress(OperationalError, InterfaceError):  # else the lease runs out, and the sweeper does it
+            runs.release_for_resume(claim, timezone.now(), is_lost=True)
     except Exception as error:
         log.exception("run %d: attempt %d failed", claim.run_id, claim.attempt)
         runs.fail(claim, f"{type(error).__name__}: {error}", timezone.now())
@@ -103,8 +112,11 @@ def _carry_out(claim: runs.Claim) -> None:
     if run is None:
         return
     folder, watched = attempts.finished(run), 0.0
-    if folder is None:
+    if folder is not None:
+        runs.add_metrics(claim, attempts.metrics_so_far(run, math.inf), timezone.now())
+    else:
         folder = attempts.prepare(run, claim.attempt, claim.token, runs.lease_end(timezone.now()))
+        runs.add_metrics(claim, attempts.metrics_so_far(run, attempts.resumed_step(folder)), timezone.now())
         started = time.monotonic()
         if not _settle(claim, folder, _train(claim, folder)):
             return
@@ -118,11 +130,35 @@ def _with_snapshot(claim: runs.Claim) -> Run | None:
     if run.snapshot is None:
         runs.heartbeat(claim, timezone.now(), phase="freezing judgments")
         incumbent = run.incumbent or adapters.current()
-        snapshot = snapshots.freeze(run.campaign, incumbent)
+        with _beating(claim):
+            snapshot = snapshots.freeze(run.campaign, incumbent)
         if not runs.attach_snapshot(claim, snapshot, incumbent):
             return None
         run.snapshot, run.incumbent = snapshot, incumbent
     return run if runs.heartbeat(claim, timezone.now(), phase="starting the trainer") else None
+
+
+@contextmanager
+def _beating(claim: runs.Claim) -> Iterator[None]:
+    """Renews the lease meanwhile, from a thread: for a step that can take longer than a lease lasts."""
+    is_over = threading.Event()
+
+    def beat() -> None:
+        while not is_over.wait(settings.RUN_LEASE_SECONDS / 3):
+            try:
+                runs.heartbeat(claim, timezone.now())
+            except (OperationalError, InterfaceError):
+                log.warning("run %d: the database does not answer", claim.run_id, exc_info=True)
+            finally:
+                connection.close()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _train(claim: runs.Claim, folder: Path) -> Outcome:
@@ -231,12 +267,14 @@ def _conclude(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, floa
         return
     if not runs.heartbeat(claim, timezone.now(), phase="registering the adapter"):
         return
-    adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=f"run {run.pk}"))
-    if not runs.heartbeat(claim, timezone.now(), phase="evaluating"):
-        return
-    timed(timings, "gate", lambda: gates.evaluate(run, adapter, folder))
+    with _beating(claim):
+        adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=f"run {run.pk}"))
+        if not runs.heartbeat(claim, timezone.now(), phase="evaluating"):
+            return
+        timed(timings, "gate", lambda: gates.evaluate(run, adapter, folder))
     if not runs.finish(claim, adapter, timings, timezone.now()):
         return
+    attempts.delete_checkpoints(run)
     run.refresh_from_db()
     policies.publish_if_wanted(run)
 

@@ -134,3 +134,23 @@ def test_it_replaces_files_as_a_whole(tmp_path: Path) -> None:
     attempts.write_lease(tmp_path, 4, NOW)
     assert attempts.read_json(tmp_path / "lease.json") == {"token": 4, "until": NOW.timestamp()}
     assert [path.name for path in tmp_path.iterdir()] == ["lease.json"]
+
+
+@pytest.mark.django_db
+def test_it_deletes_the_checkpoints_of_every_attempt_and_nothing_else(run: Run) -> None:
+    folder = attempts.prepare(run, 1, 1, NOW)
+    add_checkpoint(run, 1, 20)
+    add_checkpoint(run, 2, 40)
+    attempts.delete_checkpoints(run)
+    assert attempts.newest_checkpoint(run) is None
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "lease.json"]
+
+
+@pytest.mark.django_db
+def test_it_puts_the_metrics_of_attempts_together_the_later_one_first(run: Run) -> None:
+    for attempt, steps in ((2, (3, 4)), (10, (4, 5, 6)), (1, (1, 2, 3))):
+        folder = attempts.prepare(run, attempt, 1, NOW)
+        lines = [json.dumps({"step": step, "attempt": attempt}) + "\n" for step in steps]
+        (folder / "metrics.jsonl").write_text("".join(lines))
+    found = [(row["step"], row["attempt"]) for row in attempts.metrics_so_far(run, 5)]
+    assert found == [(1, 1), (2, 1), (3, 2), (4, 10), (5, 10)]

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -25,6 +26,7 @@ from training.models import Run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+Execute = Callable[[str, Any, bool, dict[str, Any]], Any]
 START = "import json, os, signal, sys, time; from pathlib import Path; folder = Path(sys.argv[1]); "
 WAIT = START + "signal.signal(signal.SIGTERM, lambda *_: os._exit(3)); (folder / 'ready').touch(); time.sleep(600)"
 DEAF = START + "signal.signal(signal.SIGTERM, signal.SIG_IGN); (folder / 'ready').touch(); time.sleep(600)"
@@ -208,3 +210,47 @@ def test_it_records_what_nobody_foresaw(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(processes, "TRAINER", ["/nonexistent/trainer"])
     assert supervise(run).status == Run.Status.FAILED
     assert "/nonexistent/trainer" in run.error
+
+
+def test_it_gives_the_run_back_when_the_database_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_trainer(monkeypatch, START + "sys.exit(3)")
+    failures = iter([OperationalError("the database restarts")])
+
+    def fail_once(execute: Execute, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        if sql.startswith('INSERT INTO "training_snapshot"') and (error := next(failures, None)):
+            raise error
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail_once):
+        assert (supervise(run).status, run.n_lost, run.error) == (Run.Status.QUEUED, 1, "")
+        assert (supervise(run).status, run.attempt) == (Run.Status.QUEUED, 2)
+    assert run.snapshot
+
+
+def test_it_keeps_its_lease_while_judgments_are_frozen(
+    run: Run, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    in_place_of_trainer(monkeypatch, START + "sys.exit(3)")
+    settings.RUN_LEASE_SECONDS = 1
+    is_held: list[bool] = []
+
+    def take_long(execute: Execute, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        if sql.startswith("SELECT") and 'FROM "labeling_judgment"' in sql and not is_held:
+            is_held.append(False)
+            time.sleep(1.5)
+            is_held[0] = Run.objects.filter(pk=run.pk, lease_until__gt=timezone.now()).exists()
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(take_long):
+        supervise(run)
+    assert is_held == [True]
+
+
+def test_it_stores_what_an_attempt_said_whose_supervisor_died(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_trainer(monkeypatch, START + "sys.exit(3)")
+    supervise(run)
+    lines = "".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in range(1, 6))
+    (attempts.folder(run.pk, 1) / "metrics.jsonl").write_text(lines)
+    (attempts.folder(run.pk, 1) / "checkpoint-4").mkdir()
+    supervise(run)
+    assert list(run.metrics.values_list("step", flat=True)) == [1, 2, 3, 4]  # the fifth is to be taken again
