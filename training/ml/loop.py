@@ -54,8 +54,7 @@ def train(
     saved_at = time.monotonic()
     while learner.step < order.n_steps:
         since = time.monotonic()
-        metrics = take_step(learner, order, watch)
-        append_metrics(folder, metrics)
+        metrics = take_step(learner, order, folder, watch)
         left = progress.did(TRAIN_COST * metrics["tokens"], since)
         watch.report(is_due=True, step=learner.step, n_steps=order.n_steps, seconds_left=left)
         if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
@@ -68,8 +67,11 @@ def append_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         file.write(json.dumps(metrics, allow_nan=False) + "\n")
 
 
-def take_step(learner: Learner, order: Order, watch: Watch) -> dict[str, Any]:
-    """One optimizer step. A non-finite loss or gradient skips it; too many in a row raise TrainingError."""
+def take_step(learner: Learner, order: Order, folder: Path, watch: Watch) -> dict[str, Any]:
+    """One optimizer step and its line in folder/metrics.jsonl: both or neither, whatever signal comes.
+
+    A non-finite loss or gradient skips the step; too many in a row raise TrainingError.
+    """
     since = time.monotonic()
     step = learner.step + 1
     rate = optim.learning_rate(learner.params, step, order.n_steps)
@@ -83,8 +85,9 @@ def take_step(learner: Learner, order: Order, watch: Watch) -> dict[str, Any]:
             learner.optimizer.step()
         learner.step = step
         _count_skipped(learner, not is_finite)
-    extra = {"step": step, "learning_rate": rate, "grad_norm": norm.item() if is_finite else None}
-    learner.metrics = extra | metrics | {"is_skipped": not is_finite, "seconds": round(time.monotonic() - since, 3)}
+        extra = {"step": step, "learning_rate": rate, "grad_norm": norm.item() if is_finite else None}
+        learner.metrics = extra | metrics | {"is_skipped": not is_finite, "seconds": round(time.monotonic() - since, 3)}
+        append_metrics(folder, learner.metrics)
     if learner.n_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
             f"The loss was not a finite number in {MAX_SKIPPED_IN_A_ROW} steps in a row; lower the learning rate.",

@@ -16,8 +16,8 @@ def order() -> Order:
     return Order(some_pairs(), epochs=3, batch_pairs=4, seed=3)
 
 
-def steps(learner: Learner, n: int, watch: Watch) -> list[float]:
-    return [loop.take_step(learner, order(), watch)["loss"] for _ in range(n)]
+def steps(learner: Learner, n: int, folder: Path, watch: Watch) -> list[float]:
+    return [loop.take_step(learner, order(), folder, watch)["loss"] for _ in range(n)]
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def learner(base32: policy.Base) -> Learner:
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(
     tiny_model_dir: Path, learner: Learner, tmp_path: Path, watch: Watch
 ) -> None:
-    steps(learner, 3, watch)
+    steps(learner, 3, tmp_path, watch)
     checkpoint.save(tmp_path, learner, IDENTITY, watch)
     torch.rand(5)  # somebody else used the random numbers meanwhile
-    expected = steps(learner, 3, watch)
+    expected = steps(learner, 3, tmp_path, watch)
     again, _ = make_learner(policy.load_base(tiny_model_dir, dtype=torch.float32), some_pairs(), seed=9)
     assert checkpoint.load(tmp_path / "checkpoint-3", again, IDENTITY)
     assert (again.step, again.n_skipped) == (3, 0)
-    assert steps(again, 3, watch) == expected
+    assert steps(again, 3, tmp_path, watch) == expected
     assert all(map(torch.equal, again.parameters, learner.parameters))
 
 

@@ -1,4 +1,6 @@
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from tests.training.ml.test_scores import forward_passes
 from training import catalog
 from training.ml import loop, policy, scores
 from training.ml.data import Order, Pair
-from training.ml.errors import TrainingError
+from training.ml.errors import Stopped, TrainingError
 from training.ml.loop import Learner
 from training.ml.progress import Progress
 from training.ml.scores import Memory, Scores
@@ -34,7 +36,7 @@ def test_it_starts_dpo_at_ln_2(tiny_model_dir: Path, tmp_path: Path, watch: Watc
     pairs = some_pairs()
     base = policy.load_base(tiny_model_dir, dtype=dtype)
     learner, _ = make_learner(base, pairs, reference=score_base(base, pairs, tmp_path / "c", watch))
-    metrics = loop.take_step(learner, one_batch(pairs), watch)
+    metrics = loop.take_step(learner, one_batch(pairs), tmp_path, watch)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert (metrics["margin"], metrics["accuracy"]) == (0.0, 0.5)
 
@@ -69,7 +71,7 @@ def test_it_lowers_every_methods_own_loss(base32: policy.Base, tmp_path: Path, w
     reference = score_base(base32, pairs, tmp_path / "c", watch)
     learner, _ = make_learner(base32, pairs, method=method, reference=reference, schedule="constant", warmup=0.0)
     order = one_batch(pairs, epochs=6)
-    losses = [loop.take_step(learner, order, watch)["loss"] for _ in range(6)]
+    losses = [loop.take_step(learner, order, tmp_path, watch)["loss"] for _ in range(6)]
     assert losses[-1] < losses[1] < losses[0]
     assert learner.metrics["accuracy"] > 0.7
     assert learner.metrics["chosen_reward"] > learner.metrics["rejected_reward"]
@@ -89,12 +91,24 @@ def test_it_writes_a_line_of_metrics_per_step(base32: policy.Base, tmp_path: Pat
     assert lines[0].keys() > {"logp_chosen", "tokens", "seconds"}
 
 
-def test_it_skips_a_step_that_is_not_finite(base32: policy.Base, watch: Watch) -> None:
+def test_it_loses_no_line_of_metrics_to_a_signal_during_a_step(
+    base32: policy.Base, tmp_path: Path, watch: Watch
+) -> None:
+    pairs = some_pairs()
+    learner, _ = make_learner(base32, pairs)
+    learner.optimizer.register_step_post_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with watch, pytest.raises(Stopped):
+        loop.train(learner, one_batch(pairs), tmp_path, {}, watch, Progress())
+    assert learner.step == 1  # what the checkpoint written next says
+    assert [one["step"] for one in read_metrics(tmp_path)] == [1]
+
+
+def test_it_skips_a_step_that_is_not_finite(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:
     pairs = some_pairs()
     learner, _ = make_learner(base32, [*pairs])
     learner.reference = learner.reference | {(pairs[4].prompt, pairs[4].chosen): float("nan")}
     before = [p.detach().clone() for p in learner.parameters]
-    metrics = loop.take_step(learner, one_batch(pairs), watch)
+    metrics = loop.take_step(learner, one_batch(pairs), tmp_path, watch)
     assert (metrics["is_skipped"], metrics["loss"], metrics["grad_norm"]) == (True, None, None)
     assert (learner.step, learner.n_skipped) == (1, 1)
     assert all(map(torch.equal, before, learner.parameters))
@@ -108,14 +122,14 @@ def test_it_ends_the_run_after_five_such_steps_in_a_row(base32: policy.Base, tmp
     with pytest.raises(TrainingError, match="not a finite number in 5 steps in a row; lower the learning rate"):
         loop.train(learner, one_batch(pairs, epochs=9), tmp_path, {}, watch, Progress())
     assert learner.step == 5
-    assert [one["is_skipped"] for one in read_metrics(tmp_path)] == [True] * 4
+    assert [one["is_skipped"] for one in read_metrics(tmp_path)] == [True] * 5
 
 
-def test_it_forgives_skipped_steps_after_a_finite_one(base32: policy.Base, watch: Watch) -> None:
+def test_it_forgives_skipped_steps_after_a_finite_one(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:
     pairs = some_pairs()
     learner, _ = make_learner(base32, pairs)
     learner.n_skipped = learner.n_skipped_in_a_row = 4
-    loop.take_step(learner, one_batch(pairs), watch)
+    loop.take_step(learner, one_batch(pairs), tmp_path, watch)
     assert (learner.n_skipped, learner.n_skipped_in_a_row) == (4, 0)
 
 
@@ -135,11 +149,11 @@ def test_it_tries_smaller_packs_when_out_of_memory(base: policy.Base, watch: Wat
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-13)
 
 
-def test_it_clips_gradients(base32: policy.Base, watch: Watch) -> None:
+def test_it_clips_gradients(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:
     pairs = some_pairs()
     learner, model = make_learner(base32, pairs, max_grad_norm=0.01)
     shake(model)
-    metrics = loop.take_step(learner, one_batch(pairs), watch)
+    metrics = loop.take_step(learner, one_batch(pairs), tmp_path, watch)
     norm = torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None]).norm().item()
     assert metrics["grad_norm"] > 0.01
     assert norm == pytest.approx(0.01, rel=1e-3)
