@@ -6,7 +6,8 @@ The steps of one attempt, in order; dying between any two of them loses nothing:
  3. start the trainer and watch it: renew the lease, copy metrics and progress, pass on cancel and shutdown;
  4. read its exit code; only "done" goes on, the rest ends or requeues the run;
  5. register the adapter (the same content is registered once) and evaluate it (one row per run);
- 6. finish the run, drop its checkpoints, and only then publish, if the campaign's policy says so (done again by check_policies if lost).
+ 6. finish the run, drop its checkpoints, and only then publish, if the campaign's policy says so (done again by
+    check_policies if lost).
 """
 
 import logging
