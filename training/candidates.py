@@ -2,7 +2,8 @@
 
 Chat comes first, so one prompt at a time is in the engine's hands: its k requests are sent together, which lets the
 engine compute the prompt once. Each prompt is stored as soon as it is done, so the first pair is on screen early. On one
-machine a run comes before a campaign's candidates too, as long as people have pairs of it to judge: both live on one processor.
+machine a run comes before a campaign's candidates too, as long as people have pairs of it to judge: both live on one
+processor.
 """
 
 import hashlib
@@ -106,14 +107,14 @@ def claim(now: datetime) -> Prompt | None:
 
 
 def plan(prompt: Prompt) -> list[Draft]:
-    """The k responses to ask for: k different seeds, other ones than for the responses that there are, the campaign's temperatures in turn."""
+    """The k responses to ask for: k different seeds, also from those of earlier rounds, the temperatures in turn."""
     campaign = prompt.campaign
     temperatures = campaign.temperatures or TEMPERATURES
     return [Draft(float(temperatures[i % len(temperatures)]), _seed(prompt, i)) for i in range(campaign.n_candidates)]
 
 
 def _seed(prompt: Prompt, index: int) -> int:
-    """Fixed by prompt, responses so far, attempt and index: reproducible; a retry, or asking again, says something else."""
+    """Fixed by prompt, responses so far, attempt and index: reproducible; a retry or a new round says something else."""
     text = f"{prompt.sha256}:{prompt.responses.count()}:{prompt.candidates_attempts}:{index}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1  # 31 bits: vLLM takes a C int
 
