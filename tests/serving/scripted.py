@@ -23,8 +23,10 @@ class ScriptedEngine:
         self.pieces = ["Hello", ", ", "world", "!"]
         self.raw_stream: bytes | None = None  # sent instead of `pieces`
         self.cut_after: int | None = None  # the connection breaks after so many pieces
-        self.hold = threading.Event()  # a stream waits for it after its first piece, another answer before it
+        self.hold = threading.Event()  # a stream waits for it after its first piece
         self.hold.set()
+        self.silence = threading.Event()  # while it is clear, answers that are not streams do not come
+        self.silence.set()
         self.left = threading.Event()  # set when a reader was seen to leave
         self.refusal: tuple[int, str] | None = None
         self.effects: dict[tuple[int, ...], list[float]] = {}  # what an adapter adds to log-probabilities
@@ -53,6 +55,7 @@ def running(engine: ScriptedEngine, port: int = 0) -> Iterator[str]:
         yield engine.url
     finally:
         engine.hold.set()
+        engine.silence.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -123,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _chat(self, body: dict[str, Any]) -> None:
         pieces = self.engine.scripts.get(body["model"], self.engine.pieces)
         if not body.get("stream"):
-            self.engine.hold.wait()
+            self.engine.silence.wait()
             choice = {"index": 0, "message": {"content": "".join(pieces)}, "finish_reason": "stop"}
             self._json({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": len(pieces)}})
             return

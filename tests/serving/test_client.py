@@ -109,7 +109,7 @@ def test_it_tells_an_engine_that_does_not_answer_in_time_from_one_that_is_down(
     engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "GENERATING", httpx.Timeout(0.2))
-    engine.hold.clear()
+    engine.silence.clear()
     with pytest.raises(EngineSlow):
         engines()[0].chat("base", MESSAGES)
     with pytest.raises(EngineDown) as caught:

@@ -209,7 +209,7 @@ def test_it_counts_an_answer_that_takes_too_long_as_an_attempt(
 ) -> None:
     prompt = add_prompt(campaign, wants_candidates=True)
     silent = ScriptedEngine()
-    silent.hold.clear()
+    silent.silence.clear()
     monkeypatch.setattr(client, "GENERATING", httpx.Timeout(0.2))
     with running(silent) as url:
         settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
