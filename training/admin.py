@@ -22,6 +22,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
+from serving.admin import ReadOnlyAdmin
 from training import policies, views
 from training.forms import PolicyForm
 from training.models import Policy, Run, Snapshot
@@ -33,19 +34,6 @@ STATUS_COLOURS = {
     Run.Status.FAILED: "danger",
     Run.Status.CANCELLED: "warning",
 }
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows that the site writes itself: here they are only looked at."""
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
 
 @admin.register(Run)
