@@ -1,5 +1,6 @@
 """The main job, as a person does it: label by keyboard, train from the admin, publish, chat with the new version."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_it_closes_the_loop_in_a_browser(page: Page, site: Site, shots: Path) ->
         "SELECT a.name FROM serving_deployment d JOIN serving_adapter a ON a.id = d.adapter_id WHERE d.alias = 'current'"
     )
     assert version.startswith("adapter-")
+    # What the judgments taught is what the engine does: the adapter's effects, as trained and as served.
+    [(measured,)] = site.rows("SELECT self_test FROM serving_adapter WHERE name = ?", version)
+    assert 0.8 < json.loads(measured)["slope"] < 1.2
 
     page.goto("/chat/")
     page.get_by_label("Your message").fill("Give me three short tips for a good night of sleep.")
