@@ -42,7 +42,7 @@ def test_it_carries_a_run_from_judgments_to_a_judged_adapter() -> None:
     assert run.incumbent.is_base
     assert list(run.metrics.values_list("step", flat=True)) == list(range(1, run.n_steps + 1))
     assert run.evaluation.verdict == "not enough judgments to tell: 3 held-out pairs, at least 20 wanted"
-    assert list(run.timings) == [stage for stage in supervisor.STAGES if stage != "publish"]
+    assert set(run.timings) == set(supervisor.STAGES) - {"publish"}  # PostgreSQL keeps no order of keys
     assert snapshots.waiting(campaign) == 0
     assert not list(run.folder.glob("attempt-*/checkpoint-*"))
     assert run.metrics.get(step=1).values["loss"] == pytest.approx(0.6931, abs=1e-3)  # DPO starts at ln 2
