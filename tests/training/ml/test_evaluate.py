@@ -2,10 +2,11 @@ import pytest
 
 from tests.training.ml.cases import pair
 from training.ml import evaluate
+from training.ml.scores import Scores
 
 PAIRS = [pair([1], [2], [3], id="a", n_chars_chosen=20, n_chars_rejected=7), pair([1], [3], [2], id="b", weight=0.5)]
-REFERENCE = {((1,), (2,)): -10.0, ((1,), (3,)): -20.0}
-POLICY = {((1,), (2,)): -8.0, ((1,), (3,)): -25.0}
+REFERENCE: Scores = {((1,), (2,)): -10.0, ((1,), (3,)): -20.0}
+POLICY: Scores = {((1,), (2,)): -8.0, ((1,), (3,)): -25.0}
 
 
 def test_it_measures_how_much_more_the_policy_prefers_the_chosen_response_than_the_reference_does() -> None:
