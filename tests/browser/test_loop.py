@@ -58,20 +58,8 @@ def n_in_force(site: Site) -> int:
     return int(site.rows("SELECT count(*) FROM labeling_judgment WHERE verdict = 'preference'")[0][0])
 
 
-def test_it_closes_the_loop_in_a_browser(page: Page, site: Site, shots: Path) -> None:
-    page.goto("/")
-    shoot(page, shots, "login")
-    log_in(page)
-    start = page.get_by_role("link", name="Start labeling")
-    expect(start).to_be_visible(timeout=60_000)  # the first pair, within a minute of the address being printed
-    shoot(page, shots, "home")
-
-    label(page, N_JUDGMENTS, shots)
-    deadline = time.monotonic() + 10
-    while n_in_force(site) < N_JUDGMENTS and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert n_in_force(site) == N_JUDGMENTS
-
+def train_and_publish(page: Page, site: Site, shots: Path) -> str:
+    """A run from the admin, watched and published; the name of the version that it made."""
     page.goto("/admin/")
     shoot(page, shots, "overview")
     page.get_by_role("link", name="Train", exact=True).first.click()
@@ -95,7 +83,11 @@ def test_it_closes_the_loop_in_a_browser(page: Page, site: Site, shots: Path) ->
     # What the judgments taught is what the engine does: the adapter's effects, as trained and as served.
     [(measured,)] = site.rows("SELECT self_test FROM serving_adapter WHERE name = ?", version)
     assert 0.8 < json.loads(measured)["slope"] < 1.2
+    return str(version)
 
+
+def ask(page: Page, site: Site, shots: Path, version: str) -> None:
+    """One question in the chat, answered by `version`."""
     page.goto("/chat/")
     page.get_by_label("Your message").fill("Give me three short tips for a good night of sleep.")
     page.keyboard.press("Enter")
@@ -109,3 +101,21 @@ def test_it_closes_the_loop_in_a_browser(page: Page, site: Site, shots: Path) ->
     )
     assert (status, name) == ("complete", version)
     assert len(content.split()) > 5
+
+
+def test_it_closes_the_loop_in_a_browser(page: Page, site: Site, shots: Path) -> None:
+    page.goto("/")
+    shoot(page, shots, "login")
+    log_in(page)
+    start = page.get_by_role("link", name="Start labeling")
+    expect(start).to_be_visible(timeout=60_000)  # the first pair, within a minute of the address being printed
+    shoot(page, shots, "home")
+
+    label(page, N_JUDGMENTS, shots)
+    deadline = time.monotonic() + 10
+    while n_in_force(site) < N_JUDGMENTS and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert n_in_force(site) == N_JUDGMENTS
+
+    version = train_and_publish(page, site, shots)
+    ask(page, site, shots, version)
