@@ -27,6 +27,7 @@ from django.utils.translation import gettext as _
 from labeling import judgments
 from labeling.models import Campaign, Comparison, Judgment, Response
 from serving.models import Adapter
+from training.ml.files import fsync_folder
 from training.models import Run, Snapshot
 
 SPLIT_SALT = "alignapp held-out split 1"
@@ -215,11 +216,11 @@ def _write(lines: list[dict[str, Any]], card: dict[str, Any]) -> str:
         split = {"salt": SPLIT_SALT, "heldout_share": HELDOUT_SHARE}
         files = {"train.jsonl": train, "heldout.jsonl": heldout}
         _write_jsonl(folder / "card.json", [{**card, "sha256": sha256, "files": files, "split": split}])
-        _sync(folder)
+        fsync_folder(folder)
         folder.chmod(0o755)
         if not (settings.SNAPSHOTS_DIR / sha256).exists():
             folder.rename(settings.SNAPSHOTS_DIR / sha256)
-            _sync(settings.SNAPSHOTS_DIR)
+            fsync_folder(settings.SNAPSHOTS_DIR)
         return sha256
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -241,14 +242,6 @@ def _encode(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     for row in rows:
         # ASCII only: a response may hold lone surrogates, which UTF-8 cannot carry, and line separators.
         yield json.dumps(row, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _lock(campaign: Campaign) -> None:
