@@ -73,9 +73,9 @@ $(VENV)/.development: requirements/development.lock $(VENV)/.production
 	@touch $@
 
 lock: $(VENV)/.development
-	$(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	$(BIN)/pip-compile --quiet --allow-unsafe --strip-extras --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 	  --extra production --output-file requirements/production.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	$(BIN)/pip-compile --quiet --allow-unsafe --strip-extras --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 	  --extra production --extra development --output-file requirements/development.lock pyproject.toml
 	sed -i 's/+cpu$$//' requirements/*.lock
 
