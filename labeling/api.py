@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from labeling import access, chat, exchange, judgments, leases, progress
+from labeling import access, chat, choices, exchange, judgments, leases, progress
 from labeling.errors import Refused
 from labeling.models import Campaign, Lease
 from serving.rendering import to_html
@@ -181,7 +181,7 @@ class JudgmentCreate(Endpoint):
         data = _parse(JudgmentRequest, request)
         person = access.person(request)
         lease = access.get_lease(person, data["lease"])
-        choice = judgments.Choice(
+        choice = choices.Choice(
             verdict=data["verdict"],
             order=data["order"],
             chosen=data.get("choice"),

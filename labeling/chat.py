@@ -12,9 +12,9 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from labeling import judgments, pairs, prompts, responses
+from labeling import choices, judgments, pairs, prompts, responses
 from labeling.errors import Invalid
-from labeling.models import Campaign, Comparison, Judgment, Response
+from labeling.models import Campaign, Comparison, Judgment, Purpose, Response
 from serving.chat import history
 from serving.models import Message
 
@@ -54,13 +54,13 @@ def record_choice(
             return earlier
         where = campaign()
         rows = _responses(where, answers)
-        choice = judgments.Choice(
+        choice = choices.Choice(
             verdict=verdict,
             order=[row.pk for row in rows],
             chosen=next((row.pk for row, pk in zip(rows, message_ids, strict=True) if pk == chosen), None),
         )
-        judgments.check(SCALE, choice)
-        return judgments.add(_comparison(where, rows, user), user, client_key, choice, now)
+        choices.check(SCALE, choice)
+        return judgments.add(_comparison(where, rows, user), user, client_key, choice, now, purpose=Purpose.CHAT)
 
 
 def _answers(user: User, message_ids: Sequence[uuid.UUID]) -> list[Message]:
@@ -91,7 +91,7 @@ def _responses(where: Campaign, answers: list[Message]) -> list[Response]:
 
 
 def _comparison(where: Campaign, rows: list[Response], user: User) -> Comparison:
-    pairs.add_comparisons(where.pk, [rows], Comparison.Source.CHAT, is_open=False)
+    pairs.add_comparisons(where, [rows], Comparison.Source.CHAT, is_open=False)
     comparison = (
         Comparison.objects.select_for_update(of=("self",))
         .select_related("campaign")

@@ -104,6 +104,6 @@ def _store(campaign: Campaign, batch: list[Line], report: Report) -> None:
     for line in batch:
         answers = list(itertools.islice(stored, len(line.texts)))
         groups.extend(itertools.combinations(answers, 2))
-    new = pairs.add_comparisons(campaign.pk, groups, Comparison.Source.IMPORT)
+    new = pairs.add_comparisons(campaign, groups, Comparison.Source.IMPORT)
     report.added += len(new)
     report.duplicates += len(groups) - len(new)

@@ -1,45 +1,29 @@
-"""Judgments: append-only, bound to the lease they were made under. The only writer of Judgment rows and of the two
-counters that follow from them, `Comparison.n_judgments` and `is_open`.
+"""Judgments: append-only, bound to the lease they were made under. The only writer of Judgment rows and of what follows
+from them on a comparison: `n_judgments`, `n_wanted`, `is_open` and `is_disputed`.
 
-Training sets `frozen_at`; from then on a judgment cannot be taken back.
+Training sets `frozen_at`; from then on a judgment can neither be taken back nor revised.
 """
 
+import itertools
 import uuid
-from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
+from django.db.models.functions import Greatest, Least
 from django.utils.translation import gettext as _
 
-from labeling import leases, texts
-from labeling.errors import AlreadyJudged, Frozen, Invalid, LeaseLost
-from labeling.models import Campaign, Comparison, Judgment, Lease
+from labeling import gold, leases, responses, texts
+from labeling.choices import Choice, check
+from labeling.errors import AlreadyJudged, Frozen, Invalid
+from labeling.models import Campaign, Comparison, Judgment, Lease, Purpose, Response
 
 Verdict = Judgment.Verdict
 N_UNDOABLE = 20
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a person decided. `chosen` is a response id and `strength` 1 to 3, both only with a preference; `order`
-    are the response ids as they were shown, left to right.
-    """
-
-    verdict: str
-    order: list[int]
-    chosen: int | None = None
-    strength: int | None = None
-    reason: str = ""
-    shown_ms: int | None = None
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Response id (as text) to rank, 1 best; empty for both bad and skip, which rank nothing."""
-        if self.verdict == Verdict.PREFERENCE:
-            return {str(response): 1 if response == self.chosen else 2 for response in self.order}
-        return dict.fromkeys(map(str, self.order), 1) if self.verdict == Verdict.TIE else {}
+COUNTED = (Purpose.LABEL, Purpose.IMPORT, Purpose.CHAT)
+CONTESTED = 0.3  # share of the minority from which on people disagree: 1 of 2 and 1 of 3 do, 1 of 4 does not
 
 
 def in_force() -> QuerySet[Judgment]:
@@ -47,11 +31,24 @@ def in_force() -> QuerySet[Judgment]:
     return Judgment.objects.filter(superseded_by=None).exclude(verdict=Verdict.RETRACTED)
 
 
+def counting() -> QuerySet[Judgment]:
+    """Judgments in force that count towards k: no skips, none that came too late, no repeats, practice or gold."""
+    return in_force().filter(purpose__in=COUNTED, is_surplus=False).exclude(verdict=Verdict.SKIP)
+
+
+def learnable() -> QuerySet[Judgment]:
+    """Judgments in force that a model may learn from: those that would count, skips among them so that they can be
+    accounted for, and reviewers' decisions; none on comparisons with a known answer, which measure people.
+    """
+    learned = (*COUNTED, Purpose.ADJUDICATION)
+    return in_force().filter(purpose__in=learned, is_surplus=False, comparison__gold_ranks__isnull=True)
+
+
 def record(lease: Lease, annotator: User, client_key: uuid.UUID, choice: Choice, now: datetime) -> Judgment:
     """Stores a judgment; a retry with the same `client_key` returns the one that is there.
 
-    One that comes after its lease ran out is taken while the comparison still has room. Raises Invalid (wrong order,
-    or not on the campaign's scale), AlreadyJudged, LeaseLost.
+    One that comes after its place was given on is kept as surplus, and never counts. Raises Invalid (wrong order, or
+    not on the campaign's scale) and AlreadyJudged.
     """
     with transaction.atomic():
         comparison = leases.lock(lease)
@@ -59,43 +56,29 @@ def record(lease: Lease, annotator: User, client_key: uuid.UUID, choice: Choice,
         if earlier:
             return _same(earlier, lease.comparison_id)
         fresh = Lease.objects.get(pk=lease.pk)
-        check(comparison.campaign, choice)
         if choice.order != fresh.order or fresh.annotator_id != annotator.pk:
             raise Invalid(_("This is not the pair, or not the order, that was shown to you. Reload the page."))
-        if in_force().filter(comparison=comparison, annotator=annotator).exists():
+        check(comparison.campaign, choice)
+        if _mine(fresh).exists():
             raise AlreadyJudged(_("You judged this pair already. Undo that judgment first."))
-        is_late = not leases.is_live(fresh, now)
-        if is_late and choice.verdict != Verdict.SKIP and not leases.has_room(comparison, annotator, now):
-            raise LeaseLost(_("This pair was open for so long that somebody else judged it. Yours is not counted."))
-        judgment = add(comparison, annotator, client_key, choice, now, lease=fresh)
+        is_late = fresh.purpose == Purpose.LABEL and not leases.is_live(fresh, now)
+        is_surplus = is_late and choice.verdict != Verdict.SKIP and not leases.has_room(comparison, annotator, now)
+        judgment = add(comparison, annotator, client_key, choice, now, lease=fresh, is_surplus=is_surplus)
         leases.release(fresh, now)
+    if fresh.purpose == Purpose.PRACTICE:
+        gold.finish_practice(comparison.campaign, annotator, now)
     return judgment
+
+
+def _mine(lease: Lease) -> QuerySet[Judgment]:
+    """The judgment in force that was made under this lease."""
+    return in_force().filter(comparison=lease.comparison_id, annotator=lease.annotator_id, repeat=lease.repeat)
 
 
 def _same(earlier: Judgment, comparison_id: int) -> Judgment:
     if earlier.comparison_id != comparison_id:
         raise Invalid(_("This client_key was used for another pair. Make a new one for every judgment."))
     return earlier
-
-
-def check(campaign: Campaign, choice: Choice) -> None:
-    """Raises Invalid when the choice is not one that the campaign's scale offers."""
-    is_graded = campaign.scale == Campaign.Scale.SEVEN
-    is_tie_allowed = campaign.allow_tie and campaign.scale != Campaign.Scale.BINARY
-    if choice.verdict == Verdict.PREFERENCE:
-        if choice.chosen not in choice.order:
-            raise Invalid(_("The response that is preferred must be one of the two shown."))
-        if choice.strength not in ((1, 2, 3) if is_graded else (None,)):
-            raise Invalid(_("strength must be 1, 2 or 3 on the seven-grade scale, and left out on the others."))
-        return
-    if choice.chosen is not None or choice.strength is not None:
-        raise Invalid(_("Only a preference has a chosen response and a strength."))
-    if choice.verdict == Verdict.TIE and not is_tie_allowed:
-        raise Invalid(_("This campaign does not offer ties."))
-    if choice.verdict == Verdict.BOTH_BAD and not campaign.allow_both_bad:
-        raise Invalid(_("This campaign does not offer “both bad”."))
-    if choice.verdict not in (Verdict.TIE, Verdict.BOTH_BAD, Verdict.SKIP):
-        raise Invalid(_("verdict must be preference, tie, both_bad or skip."))
 
 
 def add(
@@ -105,34 +88,128 @@ def add(
     choice: Choice,
     now: datetime,
     *,
+    purpose: Purpose = Purpose.LABEL,
     lease: Lease | None = None,
+    is_surplus: bool = False,
+    supersedes: Judgment | None = None,
 ) -> Judgment:
-    """Appends a judgment that was checked, and counts it. The caller holds the comparison's lock."""
+    """Appends a judgment that was checked, and counts it. The caller holds the comparison's lock. `lease`, where there
+    is one, says the purpose.
+    """
     judgment = Judgment.objects.create(
         comparison=comparison,
         annotator=annotator,
-        lease=lease,
         client_key=client_key,
-        verdict=choice.verdict,
-        ranks=choice.ranks,
-        strength=choice.strength,
-        order=choice.order,
-        reason=texts.clean(choice.reason),
-        shown_ms=choice.shown_ms,
+        lease=lease,
+        purpose=lease.purpose if lease else purpose,
+        repeat=lease.repeat if lease else leases.ORDINARY,
+        is_surplus=is_surplus,
+        supersedes=supersedes,
+        guidelines_version=comparison.campaign.guidelines_version,
+        edit=_edit(comparison, choice),
         created_at=now,
+        **_said(choice),
     )
     _count(comparison)
     return judgment
 
 
+def _said(choice: Choice) -> dict[str, Any]:
+    return {
+        "verdict": choice.verdict,
+        "ranks": choice.as_ranks,
+        "strength": choice.strength,
+        "order": choice.order,
+        "reason": texts.clean(choice.reason),
+        "tags": choice.tags,
+        "criteria": choice.criteria,
+        "flags": choice.flags,
+        "skip_reason": choice.skip_reason,
+        "shown_ms": choice.shown_ms,
+        "attention": choice.attention,
+    }
+
+
+def _edit(comparison: Comparison, choice: Choice) -> Response | None:
+    """The chosen response as improved by hand; None when nothing was changed."""
+    if not choice.edit:
+        return None
+    chosen = comparison.responses.get(pk=choice.best)
+    draft = responses.draft(comparison.prompt, choice.edit, source="edit", edited_from=chosen)
+    if draft is None or draft.sha256 == chosen.sha256:
+        return None
+    return responses.store([draft])[0]
+
+
+def revise(judgment: Judgment, client_key: uuid.UUID, choice: Choice, now: datetime) -> Judgment:
+    """Replaces a judgment by a new row that supersedes it: the choice was changed, or reasons were added.
+
+    A retry returns the row that is there. Raises Frozen when a snapshot holds the judgment, Invalid when the choice is
+    not the campaign's, AlreadyJudged when the judgment is no longer the one in force.
+    """
+    with transaction.atomic():
+        comparison = _locked(judgment)
+        earlier = Judgment.objects.filter(annotator=judgment.annotator, client_key=client_key).first()
+        if earlier:
+            return _same(earlier, judgment.comparison_id)
+        fresh = Judgment.objects.select_for_update(of=("self",)).select_related("lease").get(pk=judgment.pk)
+        _check_changeable(fresh)
+        if choice.order != fresh.order:
+            raise Invalid(_("This is not the order that was shown to you. Reload the page."))
+        check(comparison.campaign, choice)
+        return add(
+            comparison,
+            fresh.annotator,
+            client_key,
+            choice,
+            now,
+            purpose=Purpose(fresh.purpose),
+            lease=fresh.lease,
+            is_surplus=fresh.is_surplus,
+            supersedes=fresh,
+        )
+
+
+def _locked(judgment: Judgment) -> Comparison:
+    rows = Comparison.objects.select_for_update(of=("self",)).select_related("campaign", "prompt")
+    return rows.get(pk=judgment.comparison_id)
+
+
+def _check_changeable(judgment: Judgment) -> None:
+    if judgment.frozen_at is not None:
+        raise Frozen(_("This judgment is part of a training snapshot by now, so it can no longer be changed."))
+    is_over = judgment.verdict == Verdict.RETRACTED or Judgment.objects.filter(supersedes=judgment).exists()
+    if is_over:
+        raise AlreadyJudged(_("This judgment was replaced or taken back meanwhile. Reload the page."))
+
+
 def _count(comparison: Comparison) -> None:
     """Counted anew, not added up: a counter that counts cannot drift. What was compared in a chat is private and never
-    opens for others.
+    opens for others; a comparison whose answer is known has left the stream.
     """
-    comparison.n_judgments = in_force().filter(comparison=comparison).exclude(verdict=Verdict.SKIP).count()
-    has_enough = comparison.n_judgments >= comparison.campaign.overlap
-    comparison.is_open = comparison.source != Comparison.Source.CHAT and not has_enough
-    comparison.save(update_fields=["n_judgments", "is_open"])
+    votes = list(counting().filter(comparison=comparison).values_list("ranks", flat=True))
+    campaign = comparison.campaign
+    is_contested = _are_contested(votes)
+    comparison.n_judgments = len(votes)
+    comparison.n_wanted = campaign.overlap
+    if is_contested and len(votes) >= campaign.overlap:
+        comparison.n_wanted = max(campaign.overlap, min(len(votes) + 1, campaign.max_overlap))
+    is_private = comparison.source == Comparison.Source.CHAT or comparison.is_gold
+    comparison.is_open = not is_private and len(votes) < comparison.n_wanted
+    decided = in_force().filter(comparison=comparison, purpose=Purpose.ADJUDICATION).exclude(verdict=Verdict.SKIP)
+    comparison.is_disputed = is_contested and not decided.exists()
+    comparison.save(update_fields=["n_judgments", "n_wanted", "is_open", "is_disputed"])
+
+
+def _are_contested(votes: list[dict[str, int]]) -> bool:
+    """Whether of some two responses a good share of the votes prefers either one. Ties take no side."""
+    pairs = {pair for ranks in votes for pair in itertools.combinations(sorted(ranks), 2)}
+    for first, second in pairs:
+        given = [(ranks[first], ranks[second]) for ranks in votes if first in ranks and second in ranks]
+        n_first, n_second = sum(a < b for a, b in given), sum(a > b for a, b in given)
+        if n_first and n_second and min(n_first, n_second) / (n_first + n_second) >= CONTESTED:
+            return True
+    return False
 
 
 def undo(judgment: Judgment, now: datetime) -> Lease | None:
@@ -142,17 +219,24 @@ def undo(judgment: Judgment, now: datetime) -> Lease | None:
     A repeated undo changes nothing. Raises Frozen when a snapshot holds the judgment.
     """
     with transaction.atomic():
-        comparison = (
-            Comparison.objects.select_for_update(of=("self",)).select_related("campaign").get(pk=judgment.comparison_id)
-        )
-        fresh = Judgment.objects.select_for_update(of=("self",)).get(pk=judgment.pk)
-        if not Judgment.objects.filter(supersedes=fresh).exists():
+        comparison = _locked(judgment)
+        fresh = _newest(judgment)
+        if fresh.verdict != Verdict.RETRACTED:
             _retract(fresh, comparison, now)
-        lease = Lease.objects.filter(pk=fresh.lease_id).first() if fresh.lease_id else None
-        is_judged = in_force().filter(comparison=comparison, annotator=fresh.annotator_id).exists()
-        if lease is None or is_judged or not leases.has_room(comparison, fresh.annotator, now):
+        lease = Lease.objects.filter(pk=judgment.lease_id).first() if judgment.lease_id else None
+        if lease is None or _mine(lease).exists():
+            return None
+        if lease.purpose == Purpose.LABEL and not leases.has_room(comparison, fresh.annotator, now):
             return None
         return leases.give_back(lease, now)
+
+
+def _newest(judgment: Judgment) -> Judgment:
+    """What the judgment has become by revisions; the caller holds the comparison's lock."""
+    newest = Judgment.objects.select_for_update(of=("self",)).get(pk=judgment.pk)
+    while later := Judgment.objects.filter(supersedes=newest).first():
+        newest = later
+    return newest
 
 
 def _retract(judgment: Judgment, comparison: Comparison, now: datetime) -> None:
@@ -163,6 +247,8 @@ def _retract(judgment: Judgment, comparison: Comparison, now: datetime) -> None:
         annotator=judgment.annotator,
         client_key=uuid.uuid5(judgment.client_key, "retraction"),
         verdict=Verdict.RETRACTED,
+        purpose=judgment.purpose,
+        repeat=judgment.repeat,
         order=judgment.order,
         supersedes=judgment,
         created_at=now,
@@ -177,7 +263,11 @@ def undoable(campaign: Campaign, annotator: User) -> list[uuid.UUID]:
 
 
 def reopen(campaign: Campaign) -> None:
-    """Sets `is_open` anew after the campaign's overlap was changed."""
-    labeled = campaign.comparisons.exclude(source=Comparison.Source.CHAT)
-    labeled.filter(is_open=True, n_judgments__gte=campaign.overlap).update(is_open=False)
-    labeled.filter(is_open=False, n_judgments__lt=campaign.overlap).update(is_open=True)
+    """Sets `n_wanted` and `is_open` anew after the campaign's overlap was changed."""
+    most = max(campaign.overlap, campaign.max_overlap)
+    raised = Greatest(campaign.overlap, Least(F("n_judgments") + 1, most))
+    campaign.comparisons.filter(is_disputed=False).update(n_wanted=campaign.overlap)
+    campaign.comparisons.filter(is_disputed=True).update(n_wanted=raised)
+    labeled = campaign.comparisons.exclude(source=Comparison.Source.CHAT).filter(gold_ranks__isnull=True)
+    labeled.filter(is_open=True, n_judgments__gte=F("n_wanted")).update(is_open=False)
+    labeled.filter(is_open=False, n_judgments__lt=F("n_wanted")).update(is_open=True)

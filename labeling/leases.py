@@ -1,8 +1,9 @@
 """Leases: the right of one person to judge one comparison for a while. The only writer of Lease rows.
 
-Exactly k: the judgments in force plus the live leases of a comparison never exceed its campaign's overlap. A lease
-dies by the clock (`expires_at`), so nothing needs to sweep. A person has one row per comparison for ever; claiming
-again revives it with the order of its first time, so that a late judgment always means the sides that were shown.
+Exactly k: the judgments that count plus the live leases that will count never exceed what a comparison wants. A lease
+dies by the clock (`expires_at`), so nothing needs to sweep. A person has one row per comparison and repeat for ever;
+claiming again revives it with the order of its first time, so that a late judgment always means the sides that were
+shown.
 """
 
 import secrets
@@ -12,15 +13,16 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import QuerySet
 
-from labeling import pairs
+from labeling import gold, pairs
 from labeling.errors import LeaseLost
-from labeling.models import Campaign, Comparison, Lease
+from labeling.models import Campaign, Comparison, Lease, Purpose
 
+ORDINARY, SWAPPED, DECIDING = 0, 1, 2  # Lease.repeat: a first judgment, its swapped repeat, a reviewer's decision
 _RANDOM = secrets.SystemRandom()
 
 
 def live(now: datetime) -> QuerySet[Lease]:
-    """Leases that reserve a judgment at this moment."""
+    """Leases that hold their comparison at this moment."""
     return Lease.objects.filter(ended_at=None, expires_at__gt=now)
 
 
@@ -29,17 +31,18 @@ def is_live(lease: Lease, now: datetime) -> bool:
 
 
 def has_room(comparison: Comparison, annotator: User, now: datetime) -> bool:
-    """Whether one more judgment, by this person, is wanted beside those in force and those that others will bring.
+    """Whether one more judgment, by this person, is wanted beside those that count and those that others will bring.
 
     Ask it with the comparison locked.
     """
-    n_others = live(now).filter(comparison=comparison).exclude(annotator=annotator).count()
-    return comparison.n_judgments + n_others < comparison.campaign.overlap
+    others = live(now).filter(comparison=comparison, purpose=Purpose.LABEL).exclude(annotator=annotator)
+    return comparison.n_judgments + others.count() < comparison.n_wanted
 
 
 def claim(campaign: Campaign, annotator: User, now: datetime, n: int = 2) -> list[Lease]:
     """Up to `n` live leases of this person: those held already first (a reload shows the same pair), then new ones.
 
+    Some new ones are gold or swapped repeats instead, by the campaign's shares; a newcomer's first ones are practice.
     Empty only if nothing in the campaign is open to the person, or the campaign is not active. The number of queries
     does not depend on the number of comparisons.
     """
@@ -47,7 +50,7 @@ def claim(campaign: Campaign, annotator: User, now: datetime, n: int = 2) -> lis
     while True:
         leases, n_seen = _claim_once(campaign, annotator, now, n, skip_locked)
         if leases or not (n_seen or skip_locked):
-            return _with_contents(leases)
+            return leases
         # Every candidate was locked, or given away while we looked: before saying "nothing left", wait and look again.
         skip_locked = False
 
@@ -57,45 +60,84 @@ def _claim_once(
     campaign: Campaign, annotator: User, now: datetime, n: int, skip_locked: bool
 ) -> tuple[list[Lease], int]:
     # 1. One claim per person at a time: two tabs share their leases instead of taking twice as many.
-    User.objects.select_for_update(no_key=True).get(pk=annotator.pk)
-    held = list(
-        live(now)
-        .filter(annotator=annotator, comparison__campaign=campaign)
-        .order_by("created_at", "comparison__sort_key")
-    )[:n]
+    User.objects.select_for_update(no_key=True).only("pk").get(pk=annotator.pk)
+    held = list(_held(campaign, annotator, now)[:n])
     if campaign.status != Campaign.Status.ACTIVE:
         return [], 0
     if len(held) == n:
         return held, n
+    practice = gold.practice(campaign, annotator, now, n - len(held))
+    if practice:
+        return held + _give(practice, annotator, now, Purpose.PRACTICE), len(practice)
     # 2. Lock candidates. On SQLite the transaction itself is the lock (it is immediate).
     candidates = pairs.next_comparisons(campaign, annotator, now, n - len(held))
     locked = [comparison.pk for comparison in candidates.select_for_update(skip_locked=skip_locked, of=("self",))]
     # 3. A claim that ended between our look and our lock left new leases that only a new statement sees.
     free = pairs.open_comparisons(campaign, annotator, now).filter(pk__in=locked).order_by("sort_key", "id")
-    new = _give(list(free.prefetch_related("items")), campaign, annotator, now)
-    return held + new, len(locked)
+    found = list(free.select_related("campaign").prefetch_related("items"))
+    return held + _mixed(found, campaign, annotator, now), len(locked)
 
 
-def _give(comparisons: list[Comparison], campaign: Campaign, annotator: User, now: datetime) -> list[Lease]:
-    drafts = [
-        Lease(
-            comparison=comparison,
-            annotator=annotator,
-            order=_shuffled([item.response_id for item in comparison.items.all()]),
-            created_at=now,
-            expires_at=now + timedelta(seconds=campaign.lease_seconds),
-        )
-        for comparison in comparisons
-    ]
-    if not drafts:
+def _held(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Lease]:
+    mine = live(now).filter(annotator=annotator, comparison__campaign=campaign)
+    return with_contents(mine.exclude(purpose=Purpose.ADJUDICATION)).order_by("created_at", "pk")
+
+
+def _mixed(free: list[Comparison], campaign: Campaign, annotator: User, now: datetime) -> list[Lease]:
+    """Leases on these comparisons, some of them replaced by what measures the person.
+
+    Only where something is open: whoever has judged everything is done, and is not kept busy with checks.
+    """
+    checks = _checks(len(free), campaign, annotator, now)
+    ordinary = _give(free[: len(free) - len(checks)], annotator, now, Purpose.LABEL)
+    leases = ordinary + [lease for check, purpose in checks for lease in _give([check], annotator, now, purpose)]
+    return sorted(leases, key=lambda lease: lease.pk)  # at random: a check has no place by which it could be told
+
+
+def _checks(n: int, campaign: Campaign, annotator: User, now: datetime) -> list[tuple[Comparison, Purpose]]:
+    """At most one for each of `n` places, drawn by the campaign's shares."""
+    draws = [_RANDOM.random() for _ in range(n)]
+    n_gold = sum(draw < campaign.gold_share for draw in draws)
+    n_repeats = sum(campaign.gold_share <= draw < campaign.gold_share + campaign.repeat_share for draw in draws)
+    known = gold.unseen(campaign, annotator, now)[:n_gold] if n_gold else []
+    repeats = gold.to_repeat(campaign, annotator, now)[:n_repeats] if n_repeats else []
+    return [(one, Purpose.GOLD) for one in known] + [(one, Purpose.REPEAT) for one in repeats]
+
+
+def _give(comparisons: list[Comparison], annotator: User, now: datetime, purpose: Purpose) -> list[Lease]:
+    if not comparisons:
         return []
+    repeat = SWAPPED if purpose == Purpose.REPEAT else ORDINARY
+    orders = _orders(comparisons, annotator, purpose)
     Lease.objects.bulk_create(
-        drafts,
+        [
+            Lease(
+                comparison=comparison,
+                annotator=annotator,
+                repeat=repeat,
+                purpose=purpose,
+                order=orders[comparison.pk],
+                created_at=now,
+                expires_at=now + timedelta(seconds=comparison.campaign.lease_seconds),
+            )
+            for comparison in comparisons
+        ],
         update_conflicts=True,
-        unique_fields=["comparison", "annotator"],
-        update_fields=["created_at", "expires_at", "ended_at"],
+        unique_fields=["comparison", "annotator", "repeat"],
+        update_fields=["created_at", "expires_at", "ended_at", "purpose"],
     )
-    return list(Lease.objects.filter(annotator=annotator, comparison__in=comparisons).order_by("comparison__sort_key"))
+    given = with_contents(Lease.objects.filter(annotator=annotator, comparison__in=comparisons, repeat=repeat))
+    return list(given.order_by("pk"))
+
+
+def _orders(comparisons: list[Comparison], annotator: User, purpose: Purpose) -> dict[int, list[int]]:
+    """Response ids from left to right: random; for a swapped repeat the first time's reversed."""
+    if purpose == Purpose.REPEAT:
+        first = Lease.objects.filter(annotator=annotator, comparison__in=comparisons, repeat=ORDINARY)
+        return {lease.comparison_id: lease.order[::-1] for lease in first}
+    return {
+        comparison.pk: _shuffled([item.response_id for item in comparison.items.all()]) for comparison in comparisons
+    }
 
 
 def _shuffled(ids: list[int]) -> list[int]:
@@ -103,15 +145,27 @@ def _shuffled(ids: list[int]) -> list[int]:
     return ids
 
 
-def _with_contents(leases: list[Lease]) -> list[Lease]:
-    """The same leases with what a screen needs: campaign, prompt and responses."""
-    rows = (
-        Lease.objects.filter(pk__in=[lease.pk for lease in leases])
-        .select_related("comparison__prompt", "comparison__campaign")
-        .prefetch_related("comparison__responses")
-        .in_bulk()
+def with_contents(leases: QuerySet[Lease]) -> QuerySet[Lease]:
+    """With what a screen needs: campaign, prompt and responses."""
+    return leases.select_related("comparison__prompt", "comparison__campaign").prefetch_related("comparison__responses")
+
+
+@transaction.atomic
+def decide(comparison: Comparison, reviewer: User, now: datetime) -> Lease:
+    """A lease by which a reviewer decides a disputed comparison; held already, the same one."""
+    Comparison.objects.select_for_update(of=("self",)).get(pk=comparison.pk)
+    lease, is_new = Lease.objects.get_or_create(
+        comparison=comparison,
+        annotator=reviewer,
+        repeat=DECIDING,
+        defaults={
+            "purpose": Purpose.ADJUDICATION,
+            "order": _shuffled([item.response_id for item in comparison.items.all()]),
+            "created_at": now,
+            "expires_at": now + timedelta(seconds=comparison.campaign.lease_seconds),
+        },
     )
-    return [rows[lease.pk] for lease in leases]
+    return lease if is_new else give_back(lease, now)
 
 
 @transaction.atomic
@@ -123,7 +177,8 @@ def renew(lease: Lease, now: datetime) -> Lease:
     comparison = lock(lease)
     fresh = Lease.objects.get(pk=lease.pk)
     is_judged = fresh.judgments.filter(superseded_by=None).exclude(verdict="retracted").exists()
-    if not is_live(fresh, now) and (is_judged or not has_room(comparison, fresh.annotator, now)):
+    needs_room = fresh.purpose == Purpose.LABEL and not is_live(fresh, now)
+    if (is_judged and not is_live(fresh, now)) or (needs_room and not has_room(comparison, fresh.annotator, now)):
         raise LeaseLost("This pair is no longer yours to judge: it was open for too long. Ask for the next one.")
     return give_back(fresh, now)
 
@@ -142,5 +197,5 @@ def give_back(lease: Lease, now: datetime) -> Lease:
 
 
 def release(lease: Lease, now: datetime) -> None:
-    """The lease reserves nothing any more: it was judged, skipped or released."""
+    """The lease holds nothing any more: it was judged, skipped or released."""
     Lease.objects.filter(pk=lease.pk, ended_at=None).update(ended_at=now)

@@ -8,16 +8,17 @@ from datetime import datetime
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Count, Exists, F, IntegerField, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
 from labeling import texts
-from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Lease, Prompt, Response
+from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Lease, Prompt, Purpose, Response
 
 MAX_PAIRS = 6  # per prompt and round of candidates: all pairs of four
 # sort_key = round · ROUND + random: every prompt's first pair comes before any prompt's second one. 15 rounds fit.
 ROUND = 2**27
 MAX_ROUNDS = 15
+Group = tuple[Response, ...]
 
 
 def content_key(responses: Iterable[Response]) -> str:
@@ -27,32 +28,36 @@ def content_key(responses: Iterable[Response]) -> str:
 
 @transaction.atomic
 def make_comparisons(prompt: Prompt, *, seed: int = 0) -> list[Comparison]:
-    """Pairs the engine's candidates of one prompt, those that exist are kept; returns the new ones, at most MAX_PAIRS.
+    """Groups the engine's candidates of one prompt by the campaign's `group_size` (2: pairs), those that exist are
+    kept; returns the new ones, at most MAX_PAIRS.
 
-    Each new pair has a response that no pair shows yet: asked again, the model is judged on what it says now, also
-    against what it said before. Without such a response there is nothing new. Near-identical responses are not paired: a choice between them says little and tires people. Each next pair takes
-    the responses that were used least, so that the first two pairs of four candidates show all four. The order is
-    random, and the same for the same seed.
+    Each new group has a response that none shows yet: asked again, the model is judged on what it says now, also
+    against what it said before. Without such a response there is nothing new. Near-identical responses are not
+    grouped: a choice between them says little and tires people. Each next group takes the responses that were used
+    least, so that the first two pairs of four candidates show all four. The order is random, and the same for the
+    same seed.
     """
     candidates = list(prompt.responses.filter(source="engine").order_by("id"))
     existing = list(prompt.comparisons.filter(source=Comparison.Source.CAMPAIGN).prefetch_related("items"))
     used = Counter(item.response_id for comparison in existing for item in comparison.items.all())
-    pairs = [
-        pair
-        for pair in itertools.combinations(candidates, 2)
-        if not (used[pair[0].pk] and used[pair[1].pk]) and not texts.are_near_identical(pair[0].text, pair[1].text)
+    groups = [
+        group
+        for group in itertools.combinations(candidates, prompt.campaign.group_size)
+        if not all(used[response.pk] for response in group) and _are_distinct(group)
     ]
-    chosen = _least_used_first(pairs, used, seed)[:MAX_PAIRS]
-    return add_comparisons(prompt.campaign_id, chosen, Comparison.Source.CAMPAIGN, seed=seed, first_round=len(existing))
+    chosen = _least_used_first(groups, used, seed)[:MAX_PAIRS]
+    return add_comparisons(prompt.campaign, chosen, Comparison.Source.CAMPAIGN, seed=seed, first_round=len(existing))
 
 
-def _least_used_first(
-    pairs: list[tuple[Response, Response]], used: Counter[int], seed: int
-) -> list[tuple[Response, Response]]:
-    left = sorted(pairs, key=lambda pair: _random(seed, content_key(pair)))
+def _are_distinct(group: Group) -> bool:
+    return not any(texts.are_near_identical(a.text, b.text) for a, b in itertools.combinations(group, 2))
+
+
+def _least_used_first(groups: list[Group], used: Counter[int], seed: int) -> list[Group]:
+    left = sorted(groups, key=lambda group: _random(seed, content_key(group)))
     ordered = []
     while left:
-        best = min(left, key=lambda pair: used[pair[0].pk] + used[pair[1].pk])
+        best = min(left, key=lambda group: sum(used[response.pk] for response in group))
         left.remove(best)
         ordered.append(best)
         used.update(response.pk for response in best)
@@ -65,7 +70,7 @@ def _random(seed: int, key: str) -> int:
 
 
 def add_comparisons(
-    campaign_id: int,
+    campaign: Campaign,
     groups: Sequence[Sequence[Response]],
     source: str,
     *,
@@ -85,14 +90,15 @@ def add_comparisons(
         rounds = 0 if first_round is None else min(first_round + number, MAX_ROUNDS - 1)
         members[key] = group
         drafts[key] = Comparison(
-            campaign_id=campaign_id,
+            campaign=campaign,
+            n_wanted=campaign.overlap,
             prompt_id=group[0].prompt_id,
             source=source,
             content_key=key,
             sort_key=rounds * ROUND + _random(seed, key),
             is_open=is_open,
         )
-    same = Comparison.objects.filter(campaign=campaign_id, content_key__in=drafts)
+    same = Comparison.objects.filter(campaign=campaign, content_key__in=drafts)
     old = set(same.values_list("pk", flat=True))
     Comparison.objects.bulk_create(drafts.values(), ignore_conflicts=True)
     new = list(same.exclude(pk__in=old).order_by("sort_key", "id"))
@@ -109,7 +115,7 @@ def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> Quer
     """What this person may be given: it wants more judgments than it has and others' live leases will bring, and this
     person neither holds a lease on it nor has judged or skipped it.
     """
-    live = Lease.objects.filter(comparison=OuterRef("pk"), ended_at=None, expires_at__gt=now)
+    live = Lease.objects.filter(comparison=OuterRef("pk"), ended_at=None, expires_at__gt=now, purpose=Purpose.LABEL)
     mine = Judgment.objects.filter(comparison=OuterRef("pk"), annotator=annotator, superseded_by=None)
     others = live.exclude(annotator=annotator).order_by().values("comparison").annotate(n=Count("pk")).values("n")
     return (
@@ -117,7 +123,7 @@ def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> Quer
         .filter(~Exists(live.filter(annotator=annotator)))
         .filter(~Exists(mine.exclude(verdict=Judgment.Verdict.RETRACTED)))
         .alias(n_leased=Coalesce(Subquery(others, output_field=IntegerField()), 0))
-        .filter(Q(n_judgments__lt=campaign.overlap - F("n_leased")))
+        .filter(n_judgments__lt=F("n_wanted") - F("n_leased"))
     )
 
 

@@ -143,3 +143,23 @@ class Message(models.Model):
         n_tokens = self.usage.get("completion_tokens", 0)
         seconds = self.usage.get("seconds", 0.0) - self.usage.get("seconds_to_first_token", 0.0)
         return (n_tokens - 1) / seconds if n_tokens > 1 and seconds > 0 else None
+
+
+class ApiKey(models.Model):
+    """A person's key for programs. Written only by `serving.keys`; only its hash is stored."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=80, help_text="what it is for")
+    prefix = models.CharField(max_length=12, help_text="the key's beginning, to tell keys apart")
+    sha256 = models.CharField(max_length=64, unique=True, editable=False)
+    scopes = models.JSONField(default=list)
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"

@@ -19,7 +19,7 @@ PREPARE = f"""
 import uuid
 from django.contrib.auth.models import User
 from django.utils import timezone
-from labeling import exchange, judgments, leases, starter
+from labeling import choices, exchange, judgments, leases, starter
 from labeling.models import Campaign, Prompt
 
 starter.ensure()
@@ -34,7 +34,7 @@ anna = User.objects.create_user("anna")
 while held := leases.claim(campaign, anna, timezone.now(), 4):
     for lease in held:
         good = lease.comparison.responses.get(text__startswith="A good").pk
-        choice = judgments.Choice("preference", lease.order, good, 2)
+        choice = choices.Choice("preference", lease.order, good, 2)
         judgments.record(lease, anna, uuid.uuid4(), choice, timezone.now())
 """
 VICTIMS = {

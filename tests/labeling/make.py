@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from django.contrib.auth.models import User
 
-from labeling import judgments, leases, pairs, prompts, responses
+from labeling import choices, judgments, leases, pairs, prompts, responses
 from labeling.models import Campaign, Comparison, Judgment, Lease, Membership, Prompt
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -49,10 +49,10 @@ def lease(of: Comparison, user: User, at: datetime = NOW) -> Lease:
     return claimed
 
 
-def choice(of: Lease, verdict: str = "preference", *, side: int = 0, strength: int | None = 2) -> judgments.Choice:
+def choice(of: Lease, verdict: str = "preference", *, side: int = 0, strength: int | None = 2) -> choices.Choice:
     if verdict != "preference":
-        return judgments.Choice(verdict=verdict, order=of.order)
-    return judgments.Choice(verdict=verdict, order=of.order, chosen=of.order[side], strength=strength)
+        return choices.Choice(verdict=verdict, order=of.order)
+    return choices.Choice(verdict=verdict, order=of.order, chosen=of.order[side], strength=strength)
 
 
 def judge(of: Lease, verdict: str = "preference", at: datetime = NOW, **fields) -> Judgment:

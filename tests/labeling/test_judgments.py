@@ -2,8 +2,8 @@ import uuid
 
 import pytest
 
-from labeling import judgments, leases
-from labeling.errors import AlreadyJudged, Frozen, Invalid, LeaseLost
+from labeling import choices, judgments, leases
+from labeling.errors import AlreadyJudged, Frozen, Invalid
 from labeling.models import Campaign, Judgment, Lease
 from tests.labeling import make
 
@@ -67,7 +67,7 @@ def test_it_refuses_one_key_for_two_pairs(campaign, lease, anna):
 
 
 def test_it_refuses_another_order_another_pair_and_another_person(campaign, lease, anna):
-    wrong_order = judgments.Choice(verdict="tie", order=lease.order[::-1])
+    wrong_order = choices.Choice(verdict="tie", order=lease.order[::-1])
     with pytest.raises(Invalid, match="not the pair"):
         judgments.record(lease, anna, uuid.uuid4(), wrong_order, make.NOW)
     other = make.lease(make.comparison(campaign), make.person("ben", campaign))
@@ -106,12 +106,12 @@ def test_it_refuses_a_second_judgment_by_the_same_person(lease):
 ])  # fmt: skip
 def test_it_takes_what_the_scale_offers(scale, fields, choice, is_fine):
     campaign = Campaign(scale=scale, **fields)
-    made = judgments.Choice(order=[1, 2], **choice)
+    made = choices.Choice(order=[1, 2], **choice)
     if is_fine:
-        judgments.check(campaign, made)
+        choices.check(campaign, made)
     else:
         with pytest.raises(Invalid):
-            judgments.check(campaign, made)
+            choices.check(campaign, made)
 
 
 def test_it_takes_a_late_judgment_while_there_is_room(lease):
@@ -125,14 +125,21 @@ def test_it_takes_a_judgment_after_a_release_while_there_is_room(lease):
     assert _comparison(lease).n_judgments == 1
 
 
-def test_it_refuses_a_late_judgment_when_the_pair_was_given_on(campaign, lease):
-    ben = make.person("ben", campaign)
-    theirs = make.lease(lease.comparison, ben, make.later(61))
-    with pytest.raises(LeaseLost):
-        make.judge(lease, at=make.later(62))
-    make.judge(lease, "skip", at=make.later(62))  # a skip takes nobody's place
-    make.judge(theirs, at=make.later(63))
+def test_it_keeps_a_late_judgment_as_surplus_when_the_pair_was_given_on(campaign, lease):
+    theirs = make.lease(lease.comparison, make.person("ben", campaign), make.later(61))
+    late = make.judge(lease, at=make.later(62))
+    assert late.is_surplus
+    assert not make.judge(theirs, at=make.later(63)).is_surplus
     assert _comparison(lease).n_judgments == 1
+    judgments.undo(Judgment.objects.get(annotator=theirs.annotator), make.later(64))
+    assert _comparison(lease).n_judgments == 0  # surplus never counts, not even in an empty place
+    assert not judgments.counting().exists()
+    assert not judgments.learnable().exists()
+
+
+def test_it_takes_a_late_skip_which_needs_no_place(campaign, lease):
+    make.lease(lease.comparison, make.person("ben", campaign), make.later(61))
+    assert not make.judge(lease, "skip", at=make.later(62)).is_surplus
 
 
 def test_it_undoes_and_judges_again(lease):

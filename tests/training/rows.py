@@ -8,7 +8,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 
-from labeling import judgments
+from labeling import choices, judgments
 from labeling.models import Campaign, Comparison, Judgment, Prompt
 from labeling.pairs import add_comparisons
 from labeling.prompts import add_prompts
@@ -42,7 +42,7 @@ def add_comparison(prompt: Prompt, texts: Sequence[str] = ()) -> Comparison:
     n = next(_numbers)
     responses = [add_response(prompt, text, source="test") for text in texts or (GOOD.format(n), BAD.format(n))]
     found = [response for response in responses if response]
-    return add_comparisons(prompt.campaign_id, [found], Comparison.Source.CAMPAIGN)[0]
+    return add_comparisons(prompt.campaign, [found], Comparison.Source.CAMPAIGN)[0]
 
 
 def judge(
@@ -57,7 +57,7 @@ def judge(
     """One judgment; `chosen` is the place of the preferred response in the order in which they were added."""
     order = [item.response_id for item in comparison.items.order_by("index")]
     is_preference = verdict == "preference"
-    choice = judgments.Choice(
+    choice = choices.Choice(
         verdict, order, chosen=order[chosen] if is_preference else None, strength=strength if is_preference else None
     )
     return judgments.add(comparison, annotator or add_annotator(), uuid.uuid4(), choice, now)
