@@ -56,6 +56,13 @@ def practice(campaign: Campaign, annotator: User, now: datetime, n: int) -> list
     return list(unseen(campaign, annotator, now)[: max(0, min(n, n_left))])
 
 
+def n_to_practise(campaign: Campaign, annotator: User) -> int:
+    """Pairs of the practice round that are still to come; 0 once it is done."""
+    if not _newcomers(campaign, annotator).exists():
+        return 0
+    return max(0, campaign.practice_pairs - practised(campaign, annotator).count())
+
+
 def finish_practice(campaign: Campaign, annotator: User, now: datetime) -> None:
     """Ends the practice round when its last pair was judged, or no further gold pair is there to practise on."""
     is_done = practised(campaign, annotator).count() >= campaign.practice_pairs

@@ -4,9 +4,10 @@ import uuid
 
 import pytest
 from django.test import Client
-from django.urls import reverse
+from django.urls import URLPattern, reverse
 
 from labeling import urls
+from labeling.api import urls as api_urls
 from labeling.models import Judgment, Lease
 from tests.labeling import make
 
@@ -38,6 +39,8 @@ def _requests(world):
     yield "lease_renew", reverse("lease_renew", args=[lease.pk]), {}
     yield "lease_release", reverse("lease_release", args=[lease.pk]), {}
     yield "judgment_create", reverse("judgment_create"), judgment
+    revision = {"judgment": world["judged"].client_key, "client_key": uuid.uuid4(), "verdict": "tie", "order": [1, 2]}
+    yield "judgment_revise", reverse("judgment_revise"), revision
     yield "judgment_undo", reverse("judgment_undo"), {"client_key": world["judged"].client_key}
     yield "chat_comparison", reverse("chat_comparison"), chat
 
@@ -47,7 +50,9 @@ def _ask(client, address, body):
 
 
 def test_it_has_a_no_access_test_for_every_address(world):
-    assert {name for name, *_ in _requests(world)} | OPEN_TO_ALL == {pattern.name for pattern in urls.urlpatterns}
+    pages = {pattern.name for pattern in urls.urlpatterns if isinstance(pattern, URLPattern)}
+    endpoints = {pattern.name for pattern in api_urls.urlpatterns}
+    assert {name for name, *_ in _requests(world)} | OPEN_TO_ALL == pages | endpoints
 
 
 def test_it_sends_strangers_to_the_login_page_or_answers_401(client, world):
@@ -82,7 +87,7 @@ def test_it_keeps_other_peoples_leases_and_judgments_from_a_fellow_member(client
     clara = make.person("clara", world["lease"].comparison.campaign)
     client.force_login(clara)
     for name, address, body in _requests(world):
-        if name in {"lease_renew", "lease_release", "judgment_create", "judgment_undo"}:
+        if name in {"lease_renew", "lease_release", "judgment_create", "judgment_revise", "judgment_undo"}:
             assert _ask(client, address, body).status_code == 404, name
     _assert_nothing_changed(world)
 

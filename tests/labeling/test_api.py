@@ -3,7 +3,8 @@ import uuid
 import pytest
 from django.urls import reverse
 
-from labeling.models import Campaign, Judgment, Response
+from labeling import gold, pairs, responses
+from labeling.models import Campaign, Judgment, Lease, Response
 from tests.labeling import make
 
 pytestmark = pytest.mark.django_db
@@ -90,7 +91,15 @@ def test_it_renews_and_releases(client, cats, anna):
     ({"order": "12"}, "order"),
     ({"strength": 9}, "strength"),
     ({"shown_ms": -1}, "shown_ms"),
-    ({"reason": "x" * 3_000}, "reason"),
+    ({"reason": "x" * 6_000}, "reason"),
+    ({"ranks": {"first": 1}}, "ranks"),
+    ({"ranks": {"1": 9}}, "ranks"),
+    ({"tags": "clearer"}, "tags"),
+    ({"flags": ["rude"]}, "flags"),
+    ({"criteria": [1]}, "criteria"),
+    ({"skip_reason": "tired"}, "skip_reason"),
+    ({"attention": {"panes": [-1]}}, "attention"),
+    ({"attention": {"mouse": 1}}, "attention"),
     ({"reasn": "typo"}, "reasn"),
 ])  # fmt: skip
 def test_it_says_which_field_is_wrong(client, cats, anna, change, field):
@@ -143,3 +152,104 @@ def test_it_says_why_there_is_nothing_to_judge(client, cats, anna):
     assert _claim(client)["state"] == "paused"
     comparison.refresh_from_db()
     assert comparison.n_judgments == 1
+
+
+def test_it_stores_all_that_was_said(client, cats, anna):
+    Campaign.objects.update(
+        rationale="optional",
+        allow_edit=True,
+        reason_tags=["clearer", "safer"],
+        criteria=[{"key": "truth", "label": "Truthful", "scale": "seven"}],
+    )
+    make.comparison(cats)
+    said = {
+        "reason": "It is shorter.",
+        "tags": ["clearer"],
+        "criteria": {"truth": -2},
+        "flags": ["private_data"],
+        "edit": "A cat is a small animal that purrs.",
+        "attention": {"panes": [1200, 900], "switches": 3, "scrolled": [1.0, 0.5]},
+    }
+    stored = _post(client, "judgment_create", _judgment(_claim(client)["leases"][0], **said))
+    assert stored.status_code == 201
+    assert stored.json()["surplus"] is False
+    assert "practice" not in stored.json()
+    judgment = Judgment.objects.get()
+    assert judgment.edit.text == said.pop("edit")
+    assert {name: getattr(judgment, name) for name in said} == said
+
+
+def test_it_ranks_three_responses_on_one_screen(client, cats, anna):
+    Campaign.objects.update(group_size=3)
+    cats.refresh_from_db()
+    asked = make.prompt(cats)
+    for text in ("One thing.", "Something else entirely.", "A third answer of its own."):
+        responses.add_response(asked, text)
+    pairs.make_comparisons(asked)
+    lease = _claim(client)["leases"][0]
+    ranks = {str(pk): rank for pk, rank in zip(lease["order"], (2, 1, 2), strict=True)}
+    stored = _post(client, "judgment_create", _judgment(lease, choice=None, strength=None, ranks=ranks))
+    assert stored.status_code == 201
+    assert Judgment.objects.get().ranks == ranks
+
+
+def test_it_replaces_a_judgment_once(client, cats, anna):
+    make.comparison(cats)
+    lease = _claim(client)["leases"][0]
+    first = _judgment(lease)
+    _post(client, "judgment_create", first)
+    revision = _judgment(lease, judgment=first["client_key"], choice=lease["order"][1], strength=1)
+    del revision["lease"]
+    answers = [_post(client, "judgment_revise", revision) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    old, new = Judgment.objects.order_by("id")
+    assert (new.supersedes, new.strength, new.ranks[str(lease["order"][1])]) == (old, 1, 1)
+    stale = _post(client, "judgment_revise", {**revision, "client_key": str(uuid.uuid4())})
+    assert (stale.status_code, stale.json()["error"]["code"]) == (409, "already_judged")
+
+
+def test_it_says_when_a_judgment_came_too_late_to_count(client, cats, anna):
+    make.comparison(cats)
+    lease = _claim(client)["leases"][0]
+    Lease.objects.update(expires_at=make.NOW)
+    client.force_login(make.person("ben", cats))
+    _post(client, "judgment_create", _judgment(_claim(client)["leases"][0]))
+    client.force_login(anna)
+    late = _post(client, "judgment_create", _judgment(lease))
+    assert (late.status_code, late.json()["surplus"]) == (201, True)
+
+
+def test_it_tells_the_solution_in_practice_only(client, cats, anna):
+    Campaign.objects.update(practice_pairs=2)
+    for _ in range(3):
+        known = make.comparison(cats)
+        ids = sorted(item.response_id for item in known.items.all())
+        gold.set_answer(known, {str(ids[0]): 1, str(ids[1]): 2})
+    for left in (1, 0):
+        lease = _claim(client)["leases"][0]
+        assert lease["practice"] is True
+        chosen = max(lease["order"])
+        judgment = _judgment(lease, choice=chosen)
+        for _ in range(2):  # a retry learns the same
+            practice = _post(client, "judgment_create", judgment).json()["practice"]
+            assert practice == {"right": False, "answer": {str(min(lease["order"])): 1, str(chosen): 2}, "left": left}
+    Campaign.objects.update(gold_share=0.5)
+    for _ in range(20):
+        make.comparison(cats)
+        lease = _claim(client)["leases"][0]
+        assert lease["practice"] is False
+        assert set(lease) == {"id", "expires_at", "messages", "order", "responses", "practice"}
+        assert set(_post(client, "judgment_create", _judgment(lease)).json()) == {"id", "client_key", "surplus"}
+    assert Judgment.objects.filter(purpose="gold").exists()
+
+
+def test_it_revises_nobody_elses_judgment(client, cats, anna):
+    make.comparison(cats)
+    lease = _claim(client)["leases"][0]
+    first = _judgment(lease)
+    _post(client, "judgment_create", first)
+    client.force_login(make.person("ben", cats))
+    revision = _judgment(lease, judgment=first["client_key"])
+    del revision["lease"]
+    assert _post(client, "judgment_revise", revision).status_code == 404

@@ -1,0 +1,128 @@
+"""Pairs to judge: claimed, held and let go of."""
+
+import uuid
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from labeling import access, judgments, leases, progress
+from labeling.api.base import Endpoint, Strict, parse
+from labeling.models import Campaign, Lease, Purpose
+from serving.rendering import to_html
+
+MAX_LEASES = 4
+
+
+class ClaimRequest(Strict):
+    n = serializers.IntegerField(min_value=1, max_value=MAX_LEASES, default=2)
+
+
+class TurnShown(serializers.Serializer):
+    role = serializers.CharField()
+    text = serializers.CharField()
+    html = serializers.CharField(help_text="rendered from Markdown and sanitised")
+
+
+class ResponseShown(serializers.Serializer):
+    id = serializers.IntegerField()
+    text = serializers.CharField()
+    html = serializers.CharField(help_text="rendered from Markdown and sanitised")
+
+
+class LeaseShown(serializers.Serializer):
+    id = serializers.UUIDField()
+    expires_at = serializers.DateTimeField()
+    messages = TurnShown(many=True)
+    order = serializers.ListField(child=serializers.IntegerField(), help_text="response ids from left to right")
+    responses = ResponseShown(many=True, help_text="in this order")
+    practice = serializers.BooleanField(help_text="of the practice round: the answer to the judgment says the solution")
+
+
+class ProgressShown(serializers.Serializer):
+    judgments = serializers.IntegerField()
+    wanted = serializers.IntegerField()
+    mine = serializers.IntegerField()
+    writing = serializers.IntegerField(help_text="prompts that the model still writes responses to")
+
+
+class Claimed(serializers.Serializer):
+    leases = LeaseShown(many=True)
+    lease_seconds = serializers.IntegerField()
+    undoable = serializers.ListField(child=serializers.UUIDField(), help_text="client keys, oldest first")
+    state = serializers.ChoiceField(choices=["ready", "paused", "writing", "with_others", "finished", "empty"])
+    progress = ProgressShown()
+
+
+class Renewed(serializers.Serializer):
+    expires_at = serializers.DateTimeField()
+
+
+def lease_json(lease: Lease) -> dict[str, Any]:
+    """One pair to judge, blind: no word on who wrote what, nor on why it is shown, except that practice says so.
+    `responses` come in the order in which they are shown.
+    """
+    by_id = {response.pk: response for response in lease.comparison.responses.all()}
+    return {
+        "id": lease.pk,
+        "expires_at": lease.expires_at,
+        "messages": [_shown(turn["content"], role=turn["role"]) for turn in lease.comparison.prompt.messages],
+        "order": lease.order,
+        "responses": [_shown(by_id[pk].text, id=pk) for pk in lease.order],
+        "practice": lease.purpose == Purpose.PRACTICE,
+    }
+
+
+def _shown(text: str, **more: object) -> dict[str, object]:
+    return {**more, "text": text, "html": to_html(text)}
+
+
+def campaign_json(campaign: Campaign, user: User, n_leases: int) -> dict[str, Any]:
+    """How far it is and, when there is nothing to judge, why."""
+    counts = progress.of_campaign(campaign, user)
+    return {
+        "state": progress.state(campaign, user, counts, has_pairs=n_leases > 0),
+        "progress": {
+            "judgments": counts.n_judgments,
+            "wanted": counts.n_wanted,
+            "mine": counts.n_mine,
+            "writing": counts.n_writing,
+        },
+    }
+
+
+class LeaseClaim(Endpoint):
+    @extend_schema(request=ClaimRequest, responses=Claimed)
+    def post(self, request: Request, slug: str) -> Response:
+        """Up to n pairs to judge: those that you hold already, then new ones."""
+        person = access.person(request)
+        campaign = access.get_campaign(person, slug)
+        claimed = leases.claim(campaign, person, timezone.now(), parse(ClaimRequest, request)["n"])
+        return Response(
+            {
+                "leases": [lease_json(lease) for lease in claimed],
+                "lease_seconds": campaign.lease_seconds,
+                "undoable": judgments.undoable(campaign, person),
+                **campaign_json(campaign, person, len(claimed)),
+            }
+        )
+
+
+class LeaseRenew(Endpoint):
+    @extend_schema(request=None, responses=Renewed)
+    def post(self, request: Request, pk: uuid.UUID) -> Response:
+        """Holds the pair for you a while longer. 409 lease_lost when somebody else has it by now."""
+        lease = leases.renew(access.get_lease(access.person(request), pk), timezone.now())
+        return Response({"expires_at": lease.expires_at})
+
+
+class LeaseRelease(Endpoint):
+    @extend_schema(request=None, responses={204: None})
+    def post(self, request: Request, pk: uuid.UUID) -> Response:
+        """Lets go of the pair, so that others can have it at once."""
+        leases.release(access.get_lease(access.person(request), pk), timezone.now())
+        return Response(status=204)
