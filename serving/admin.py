@@ -7,8 +7,8 @@ from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
@@ -96,8 +96,8 @@ class AdapterAdmin(ReadOnlyAdmin):
         return adapter.self_test.get("verdict", "") or adapter.error or "–"
 
     @action(description=_("Publish…"), url_path="publish", permissions=["publish"])
-    def publish(self, request: HttpRequest, object_id: int) -> HttpResponse:
-        adapter = get_object_or_404(Adapter, pk=object_id)
+    def publish(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        adapter = _found(self, request, object_id)
         return _confirmed(
             self,
             request,
@@ -118,8 +118,8 @@ class DeploymentAdmin(ReadOnlyAdmin):
     actions_detail = ("roll_back",)
 
     @action(description=_("Roll back…"), url_path="roll-back", permissions=["publish"])
-    def roll_back(self, request: HttpRequest, object_id: int) -> HttpResponse:
-        row = get_object_or_404(Deployment, pk=object_id)
+    def roll_back(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        row = _found(self, request, object_id)
         # As the page showed it; a post without it matches no row, so it moves nothing.
         shown = request.POST.get("generation", "")
         generation = row.generation if shown == str(row.generation) else 0
@@ -142,6 +142,14 @@ class DeploymentEventAdmin(ReadOnlyAdmin):
     list_filter = ("alias",)
     list_select_related = ("adapter", "previous", "actor")
     search_fields = ("reason", "adapter__name")
+
+
+def _found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
+    """The row; Http404 when there is none, or when this is no id at all."""
+    row = model_admin.get_object(request, object_id)
+    if row is None:
+        raise Http404
+    return row
 
 
 def _confirmed(
