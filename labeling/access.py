@@ -40,9 +40,24 @@ def get_campaign(user: Person, slug: str) -> Campaign:
 def get_managed_campaign(user: User, slug: str) -> Campaign:
     """Raises Http404 unless this person may see it, PermissionDenied unless they may change what is in it."""
     campaign = get_campaign(user, slug)
-    if is_administrator(user) or campaign.memberships.filter(user=user, role=Membership.Role.MANAGER).exists():
+    if role(user, campaign) == Membership.Role.MANAGER:
         return campaign
     raise PermissionDenied
+
+
+def get_reviewed_campaign(user: User, slug: str) -> Campaign:
+    """Raises Http404 unless this person may see it, PermissionDenied unless they may decide what others disagree on."""
+    campaign = get_campaign(user, slug)
+    if role(user, campaign) in (Membership.Role.REVIEWER, Membership.Role.MANAGER):
+        return campaign
+    raise PermissionDenied
+
+
+def role(user: User, campaign: Campaign) -> str:
+    """What this person is in a campaign that they may see; an administrator is a manager everywhere."""
+    if is_administrator(user):
+        return Membership.Role.MANAGER
+    return campaign.memberships.values_list("role", flat=True).get(user=user)
 
 
 def get_lease(user: User, pk: object) -> Lease:

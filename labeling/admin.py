@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from labeling import access, accounts, judgments, prompts
+from labeling import access, accounts, campaigns, judgments, prompts
 from labeling.forms import CampaignForm, PromptForm
 from labeling.models import Campaign, Invitation, Judgment, Membership, Prompt
 
@@ -74,8 +74,12 @@ class CampaignAdmin(ModelAdmin):
 
     def save_model(self, request: HttpRequest, obj: Campaign, form: forms.ModelForm, change: bool) -> None:
         super().save_model(request, obj, form, change)
-        if change and "overlap" in form.changed_data:
+        campaigns.publish_guidelines(obj, obj.guidelines, access.person(request), timezone.now())
+        if change and {"overlap", "max_overlap"} & set(form.changed_data):
             judgments.reopen(obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Campaign | None = None) -> bool:
+        return False  # on the campaign's settings page, which says what hinders it
 
 
 @admin.register(Prompt)

@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, QuerySet
 
 from labeling import gold, pairs
 from labeling.errors import LeaseLost
-from labeling.models import Campaign, Comparison, Lease, Purpose
+from labeling.models import Campaign, Comparison, Lease, Membership, Purpose
 
 ORDINARY, SWAPPED, DECIDING = 0, 1, 2  # Lease.repeat: a first judgment, its swapped repeat, a reviewer's decision
 _RANDOM = secrets.SystemRandom()
@@ -43,8 +43,8 @@ def claim(campaign: Campaign, annotator: User, now: datetime, n: int = 2) -> lis
     """Up to `n` live leases of this person: those held already first (a reload shows the same pair), then new ones.
 
     Some new ones are gold or swapped repeats instead, by the campaign's shares; a newcomer's first ones are practice.
-    Empty only if nothing in the campaign is open to the person, or the campaign is not active. The number of queries
-    does not depend on the number of comparisons.
+    Empty only if nothing in the campaign is open to the person, or the campaign or the person is paused. The number of
+    queries does not depend on the number of comparisons.
     """
     skip_locked = True
     while True:
@@ -60,9 +60,11 @@ def _claim_once(
     campaign: Campaign, annotator: User, now: datetime, n: int, skip_locked: bool
 ) -> tuple[list[Lease], int]:
     # 1. One claim per person at a time: two tabs share their leases instead of taking twice as many.
-    User.objects.select_for_update(no_key=True).only("pk").get(pk=annotator.pk)
+    paused = Membership.objects.filter(campaign=campaign, user=annotator, paused_at__isnull=False)
+    people = User.objects.annotate(is_paused=Exists(paused)).select_for_update(no_key=True, of=("self",))
+    person = people.only("pk").get(pk=annotator.pk)
     held = list(_held(campaign, annotator, now)[:n])
-    if campaign.status != Campaign.Status.ACTIVE:
+    if campaign.status != Campaign.Status.ACTIVE or person.is_paused:
         return [], 0
     if len(held) == n:
         return held, n

@@ -117,6 +117,9 @@ class Membership(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
     role = models.CharField(max_length=10, choices=Role, default=Role.ANNOTATOR)
     practised_at = models.DateTimeField(null=True, blank=True, help_text="when the practice round was done")
+    paused_at = models.DateTimeField(
+        null=True, blank=True, help_text="since when this person is given no pairs; what they judged stays"
+    )
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["campaign", "user"], name="one_membership_per_person")]

@@ -52,10 +52,11 @@ def of_campaign(campaign: Campaign, user: User) -> Progress:
 
 
 def state(campaign: Campaign, user: User, progress: Progress, *, has_pairs: bool) -> str:
-    """Why there is something to label, or nothing: ready, paused, writing (responses are on their way), with_others
+    """Why there is something to label, or nothing: ready, paused (the campaign, or this person in it), writing (responses are on their way), with_others
     (they hold leases that may run out), finished, empty.
     """
-    if campaign.status != Campaign.Status.ACTIVE:
+    is_paused = campaign.memberships.filter(user=user, paused_at__isnull=False).exists()
+    if campaign.status != Campaign.Status.ACTIVE or is_paused:
         return "paused"
     if has_pairs:
         return "ready"

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from django.db import transaction
+from django.utils import timezone
 
-from labeling import prompts
+from labeling import campaigns, prompts
 from labeling.models import Campaign
 
 FOLDER = Path(__file__).parent / "starter"
@@ -20,11 +21,11 @@ def ensure() -> Campaign:
         defaults={
             "name": "Everyday questions",
             "description": "Writing, explanation, advice, code, reasoning and safety, in short answers.",
-            "guidelines": (FOLDER / "guidelines.md").read_text(),
             "temperatures": [0.2, 0.4, 0.6, 0.8],  # above that a model of this size loses the thread
         },
     )
     if is_new:
+        campaigns.publish_guidelines(campaign, (FOLDER / "guidelines.md").read_text(), None, timezone.now())
         lines = (FOLDER / "prompts.jsonl").read_text().splitlines()
         prompts.add_prompts(campaign, _alternating([json.loads(line) for line in lines]), "starter")
     return campaign

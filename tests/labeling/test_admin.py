@@ -114,6 +114,18 @@ def test_it_reopens_pairs_when_the_overlap_grows(client, root):
     assert Comparison.objects.get().is_open
 
 
+def test_it_publishes_the_guidelines_of_a_campaign(client, root):
+    body = {"name": "Dogs", "slug": "dogs", "guidelines": "Be *kind*.", "status": "active", "scale": "seven"}
+    body |= {"overlap": 1, "max_overlap": 0, "lease_seconds": 120, "min_dwell_ms": 600, "n_candidates": 4}
+    body |= {"max_tokens": 256, "group_size": 2, "gold_share": 0, "repeat_share": 0, "practice_pairs": 0}
+    body |= {"strategy": "random", "random_share": 0.2, "rationale": "off"}
+    body |= {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
+    response = client.post(reverse("admin:labeling_campaign_add"), body)
+    assert response.status_code == 302, response.context["errors"]
+    published = Campaign.objects.get().guidelines_versions.get()
+    assert (published.number, published.text, published.created_by) == (1, "Be *kind*.", root)
+
+
 def test_it_resets_a_password(client):
     anna = make.person("anna")
     body = {"password1": "another-one-99", "password2": "another-one-99", "usable_password": "true"}
