@@ -36,6 +36,7 @@ MAX_NESTING = 20  # deeper, the parser drops what it reads
 # Lexers look ahead from every token: their time grows with the square of the length. Sum over the code of a text.
 MAX_CODE_SQUARES = 8_000**2
 MAX_CODE_LINE = 1_000  # characters
+MAX_CODE_LINES = 400
 MAX_BLANK = re.compile(r"\s{300}")
 MAX_MATH_CHARS = 2_000  # of one formula
 MAX_MATH_TOTAL = 20_000  # of all formulas together
@@ -178,7 +179,8 @@ def _code(code: str, language: str, env: EnvType) -> str:
 
 
 def _is_ordinary(code: str) -> bool:
-    return not MAX_BLANK.search(code) and max(map(len, code.split("\n"))) <= MAX_CODE_LINE
+    lines = code.split("\n")
+    return len(lines) <= MAX_CODE_LINES and max(map(len, lines)) <= MAX_CODE_LINE and not MAX_BLANK.search(code)
 
 
 def _spend(env: EnvType, budget: str, cost: int) -> bool:
