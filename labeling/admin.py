@@ -17,7 +17,8 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from labeling import access, accounts, campaigns, judgments, prompts
-from labeling.forms import CampaignForm, PromptForm
+from labeling.campaign_forms import CampaignForm
+from labeling.forms import PromptForm
 from labeling.models import Campaign, Invitation, Judgment, Membership, Prompt
 
 admin.site.unregister(User)
@@ -53,9 +54,15 @@ class CampaignAdmin(ModelAdmin):
     inlines = (MembershipInline,)
     fieldsets = (
         (None, {"fields": ("name", "slug", "description", "guidelines", "status")}),
-        (_("What people answer"), {"fields": ("scale", ("allow_tie", "allow_both_bad"), "overlap", "min_dwell_ms")}),
+        (
+            _("What people answer"),
+            {"fields": ("scale", ("allow_tie", "allow_both_bad"), "group_size", "min_dwell_ms")},
+        ),
+        (_("What they may add"), {"fields": ("criteria", "reason_tags", "rationale", "allow_edit")}),
+        (_("How many judge a pair"), {"fields": (("overlap", "max_overlap"),)}),
+        (_("What measures people"), {"fields": (("gold_share", "repeat_share"), "practice_pairs")}),
+        (_("Which pair comes next"), {"fields": (("strategy", "random_share"), "lease_seconds")}),
         (_("Responses sampled from the model"), {"fields": ("n_candidates", "max_tokens", "temperatures")}),
-        (_("Leases"), {"fields": ("lease_seconds",), "classes": ("collapse",)}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Campaign]:
