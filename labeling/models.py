@@ -72,6 +72,10 @@ class Campaign(models.Model):
     random_share = models.FloatField(
         default=0.2, help_text="share of pairs drawn at random under any strategy, 0.2 to 1"
     )
+    plan_wanted_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="since when the order should be planned anew; labeling.plans"
+    )
+    planned_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="last, by labeling.plans")
     lease_seconds = models.PositiveIntegerField(default=120)
     min_dwell_ms = models.PositiveIntegerField(
         default=600, help_text="keys are ignored until a pair was shown this long"

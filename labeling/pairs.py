@@ -18,6 +18,7 @@ MAX_PAIRS = 6  # per prompt and round of candidates: all pairs of four
 # sort_key = round · ROUND + random: every prompt's first pair comes before any prompt's second one. 15 rounds fit.
 ROUND = 2**27
 MAX_ROUNDS = 15
+PLANNED = 2**24  # sort keys below it belong to labeling.plans: what was planned comes before everything else
 Group = tuple[Response, ...]
 
 
@@ -65,8 +66,9 @@ def _least_used_first(groups: list[Group], used: Counter[int], seed: int) -> lis
 
 
 def _random(seed: int, key: str) -> int:
-    """0 … ROUND − 1, the same for the same seed and key on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") % ROUND
+    """PLANNED … ROUND − 1, the same for the same seed and key on every machine."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big")
+    return PLANNED + number % (ROUND - PLANNED)
 
 
 def add_comparisons(
@@ -119,7 +121,7 @@ def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> Quer
     mine = Judgment.objects.filter(comparison=OuterRef("pk"), annotator=annotator, superseded_by=None)
     others = live.exclude(annotator=annotator).order_by().values("comparison").annotate(n=Count("pk")).values("n")
     return (
-        Comparison.objects.filter(campaign=campaign, is_open=True)
+        campaign.comparisons.filter(is_open=True)
         .filter(~Exists(live.filter(annotator=annotator)))
         .filter(~Exists(mine.exclude(verdict=Judgment.Verdict.RETRACTED)))
         .alias(n_leased=Coalesce(Subquery(others, output_field=IntegerField()), 0))
