@@ -256,17 +256,35 @@ RUN_LEASE_SECONDS = env.int("RUN_LEASE_SECONDS", default=30)
 RUN_MAX_ATTEMPTS = env.int("RUN_MAX_ATTEMPTS", default=3)
 
 # --- API, language, logs ---------------------------------------------------------------------------------------------
+# Throttles count here. In memory, each web process counts for itself; Redis counts for all of them.
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "cache"}
+    if REDIS_URL
+    else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 10_000}}
+}
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "serving.authentication.KeyAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated", "serving.authentication.HasScope"],
+    "DEFAULT_THROTTLE_CLASSES": ["serving.throttles.PerKeyOrPerson"],
+    "DEFAULT_THROTTLE_RATES": {
+        "labeling": env.str("THROTTLE_LABELING", default="3000/minute"),
+        "reading": env.str("THROTTLE_READING", default="600/minute"),
+        "writing": env.str("THROTTLE_WRITING", default="240/minute"),
+        "transfers": env.str("THROTTLE_TRANSFERS", default="60/minute"),
+    },
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "alignapp.api_docs.Operations",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Alignapp",
     "VERSION": "0.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": "/api",
+    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "alignapp.api_docs.add_errors"],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
 }
 LANGUAGE_CODE = "en"

@@ -21,7 +21,7 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 
 from serving import adapters, gateway
 from serving.client import EngineDown, EngineError
-from serving.models import Adapter, Deployment, DeploymentEvent
+from serving.models import Adapter, ApiKey, Deployment, DeploymentEvent
 
 STATUS_COLOURS = {
     Adapter.Status.REGISTERED: "info",
@@ -176,6 +176,17 @@ def _confirmed(
         "form": form,
     }
     return TemplateResponse(request, "serving/admin/confirm.html", context)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ReadOnlyAdmin):
+    """Who has which keys, and when they were used; owners make and revoke them on their own page."""
+
+    list_display = ("owner", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
+    list_filter = (("revoked_at", admin.EmptyFieldListFilter),)
+    search_fields = ("owner__username", "name", "prefix")
+    list_select_related = ("owner",)
+    fields = list_display
 
 
 def _act(request: HttpRequest, act: Callable[[str], Deployment], reason: str) -> None:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from serving import views
+from serving import key_views, views
 
 urlpatterns = [
     path("chat/", views.chat_page, name="chat"),
@@ -15,4 +15,7 @@ urlpatterns = [
     path("chat/messages/<uuid:pk>/regenerate/", views.message_regenerate, name="message_regenerate"),
     path("chat/messages/<uuid:pk>/rate/", views.message_rate, name="message_rate"),
     path("chat/messages/<uuid:pk>/choose/", views.comparison_choose, name="comparison_choose"),
+    path("keys/", key_views.api_keys, name="api_keys"),
+    path("keys/<int:pk>/rotate/", key_views.api_key_rotate, name="api_key_rotate"),
+    path("keys/<int:pk>/revoke/", key_views.api_key_revoke, name="api_key_revoke"),
 ]
