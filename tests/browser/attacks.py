@@ -142,6 +142,7 @@ STYLES = {
     "aria": "<main aria-hidden=true role=presentation inert hidden><div role=alert aria-live=assertive>Wrong!</div>",
     "direction": "<bdo dir=rtl>x</bdo><p dir=rtl lang=ar>x",
     "formula that covers the page": r"$\rule{9999em}{9999em} \hspace{-9999em} \kern-9999em \raise 99em x$",
+    "wide inline formula": f"- so ${'W' * 300}$ it is",
     "tall letters": "x" + "\u0301\u0316" * 300,
     "wide word": "\ufdfd" * 400 + "W" * 3_000,
 }

@@ -30,6 +30,8 @@ LABEL = [
     "[data-open=guidelines]",
 ]
 CHAT = [*FRAME, "#content", "#send", "#chat-list > a", "#conversations a"]
+PAINTS_OUTSIDE = """() => [...document.querySelectorAll(".prose")]
+  .filter((element) => getComputedStyle(element).overflowY === "visible").map((element) => element.outerHTML.slice(0, 80))"""
 MAX_RATIO = 40  # characters of HTML per character of text
 
 
@@ -79,6 +81,7 @@ def test_it_keeps_the_comparison_screen_safe(browser: Browser, live_server, root
         for pane in page.locator("#pair .label-pane").all():
             assert LAST in pane.inner_text()  # an attack that ends our elements would have left it outside
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(PAINTS_OUTSIDE) == []
         page.locator("[data-open=guidelines]").click()
         page.wait_for_timeout(150)
         assert LAST in page.locator("#guidelines .prose").inner_text()
