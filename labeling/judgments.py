@@ -23,6 +23,8 @@ from labeling.models import Campaign, Comparison, Judgment, Lease, Purpose, Resp
 Verdict = Judgment.Verdict
 N_UNDOABLE = 20
 COUNTED = (Purpose.LABEL, Purpose.IMPORT, Purpose.CHAT)
+THUMBS = (Verdict.GOOD, Verdict.BAD)
+COUNTS = ["n_judgments", "n_wanted", "is_open", "is_disputed"]
 CONTESTED = 0.3  # share of the minority from which on people disagree: 1 of 2 and 1 of 3 do, 1 of 4 does not
 
 
@@ -44,6 +46,10 @@ def learnable() -> QuerySet[Judgment]:
     return in_force().filter(purpose__in=learned, is_surplus=False, comparison__gold_ranks__isnull=True)
 
 
+def _decisions() -> QuerySet[Judgment]:
+    return in_force().filter(purpose=Purpose.ADJUDICATION).exclude(verdict=Verdict.SKIP)
+
+
 def record(lease: Lease, annotator: User, client_key: uuid.UUID, choice: Choice, now: datetime) -> Judgment:
     """Stores a judgment; a retry with the same `client_key` returns the one that is there.
 
@@ -52,33 +58,46 @@ def record(lease: Lease, annotator: User, client_key: uuid.UUID, choice: Choice,
     """
     with transaction.atomic():
         comparison = leases.lock(lease)
-        earlier = Judgment.objects.filter(annotator=annotator, client_key=client_key).first()
-        if earlier:
-            return _same(earlier, lease.comparison_id)
         fresh = Lease.objects.get(pk=lease.pk)
+        said = _said_of(comparison, annotator)
+        earlier = _same(said, annotator, client_key, comparison)
+        if earlier:
+            return earlier
         if choice.order != fresh.order or fresh.annotator_id != annotator.pk:
             raise Invalid(_("This is not the pair, or not the order, that was shown to you. Reload the page."))
         check(comparison.campaign, choice)
-        if _mine(fresh).exists():
+        if any(row.annotator_id == annotator.pk and row.repeat == fresh.repeat for row in _standing(said)):
             raise AlreadyJudged(_("You judged this pair already. Undo that judgment first."))
         is_late = fresh.purpose == Purpose.LABEL and not leases.is_live(fresh, now)
         is_surplus = is_late and choice.verdict != Verdict.SKIP and not leases.has_room(comparison, annotator, now)
-        judgment = add(comparison, annotator, client_key, choice, now, lease=fresh, is_surplus=is_surplus)
+        judgment = add(comparison, annotator, client_key, choice, now, lease=fresh, is_surplus=is_surplus, said=said)
         leases.release(fresh, now)
     if fresh.purpose == Purpose.PRACTICE:
         gold.finish_practice(comparison.campaign, annotator, now)
     return judgment
 
 
-def _mine(lease: Lease) -> QuerySet[Judgment]:
-    """The judgment in force that was made under this lease."""
-    return in_force().filter(comparison=lease.comparison_id, annotator=lease.annotator_id, repeat=lease.repeat)
+def _said_of(comparison: Comparison, annotator: User) -> list[Judgment]:
+    """All rows of a comparison, superseded ones too: a handful. Of one that everybody is measured on, this person's."""
+    rows = Judgment.objects.filter(comparison=comparison)
+    return list(rows.filter(annotator=annotator) if comparison.is_gold else rows)
 
 
-def _same(earlier: Judgment, comparison_id: int) -> Judgment:
-    if earlier.comparison_id != comparison_id:
+def _standing(said: list[Judgment]) -> list[Judgment]:
+    """Those in force, as `in_force` finds them."""
+    over = {row.supersedes_id for row in said}
+    return [row for row in said if row.pk not in over and row.verdict != Verdict.RETRACTED]
+
+
+def _same(said: list[Judgment], annotator: User, client_key: uuid.UUID, comparison: Comparison) -> Judgment | None:
+    """The row that this key made. Raises Invalid when it made one on another comparison."""
+    for row in said:
+        if row.annotator_id == annotator.pk and row.client_key == client_key:
+            row.comparison = comparison
+            return row
+    if Judgment.objects.filter(annotator=annotator, client_key=client_key).exists():
         raise Invalid(_("This client_key was used for another pair. Make a new one for every judgment."))
-    return earlier
+    return None
 
 
 def add(
@@ -92,9 +111,10 @@ def add(
     lease: Lease | None = None,
     is_surplus: bool = False,
     supersedes: Judgment | None = None,
+    said: list[Judgment] | None = None,
 ) -> Judgment:
     """Appends a judgment that was checked, and counts it. The caller holds the comparison's lock. `lease`, where there
-    is one, says the purpose.
+    is one, says the purpose; `said` are the rows that are there already, if the caller knows them.
     """
     judgment = Judgment.objects.create(
         comparison=comparison,
@@ -108,13 +128,13 @@ def add(
         guidelines_version=comparison.campaign.guidelines_version,
         edit=_edit(comparison, choice),
         created_at=now,
-        **_said(choice),
+        **_fields(choice),
     )
-    _count(comparison)
+    _count(comparison, [*(_said_of(comparison, annotator) if said is None else said), judgment])
     return judgment
 
 
-def _said(choice: Choice) -> dict[str, Any]:
+def _fields(choice: Choice) -> dict[str, Any]:
     return {
         "verdict": choice.verdict,
         "ranks": choice.as_ranks,
@@ -149,9 +169,10 @@ def revise(judgment: Judgment, client_key: uuid.UUID, choice: Choice, now: datet
     """
     with transaction.atomic():
         comparison = _locked(judgment)
-        earlier = Judgment.objects.filter(annotator=judgment.annotator, client_key=client_key).first()
+        said = _said_of(comparison, judgment.annotator)
+        earlier = _same(said, judgment.annotator, client_key, comparison)
         if earlier:
-            return _same(earlier, judgment.comparison_id)
+            return earlier
         fresh = Judgment.objects.select_for_update(of=("self",)).select_related("lease").get(pk=judgment.pk)
         _check_changeable(fresh)
         if choice.order != fresh.order:
@@ -167,6 +188,7 @@ def revise(judgment: Judgment, client_key: uuid.UUID, choice: Choice, now: datet
             lease=fresh.lease,
             is_surplus=fresh.is_surplus,
             supersedes=fresh,
+            said=said,
         )
 
 
@@ -183,11 +205,37 @@ def _check_changeable(judgment: Judgment) -> None:
         raise AlreadyJudged(_("This judgment was replaced or taken back meanwhile. Reload the page."))
 
 
-def _count(comparison: Comparison) -> None:
-    """Counted anew, not added up: a counter that counts cannot drift. What was compared in a chat is private and never
-    opens for others; a comparison whose answer is known has left the stream.
+def add_imported(drafts: list[Judgment]) -> None:
+    """Stores judgments that were made elsewhere, each once by its client key, and counts them. Call it inside a
+    transaction.
     """
-    votes = list(counting().filter(comparison=comparison).values_list("ranks", flat=True))
+    ids = {draft.comparison_id for draft in drafts}
+    thumbed = {draft.comparison_id for draft in drafts if draft.verdict in THUMBS}  # one response: no pair to compare
+    locked = Comparison.objects.select_for_update(of=("self",)).select_related("campaign").filter(pk__in=ids)
+    comparisons = list(locked.order_by("pk"))
+    Judgment.objects.bulk_create(drafts, ignore_conflicts=True)
+    votes: dict[int, list[dict[str, int]]] = {pk: [] for pk in ids}
+    for pk, ranks in counting().filter(comparison__in=ids).values_list("comparison_id", "ranks"):
+        votes[pk].append(ranks)
+    decided = set(_decisions().filter(comparison__in=ids).values_list("comparison_id", flat=True))
+    for comparison in comparisons:
+        _set_counts(comparison, votes[comparison.pk], is_decided=comparison.pk in decided)
+        comparison.is_open = comparison.is_open and comparison.pk not in thumbed
+    Comparison.objects.bulk_update(comparisons, COUNTS)
+
+
+def _count(comparison: Comparison, said: list[Judgment]) -> None:
+    """Counted anew from all rows, not added up: a counter that counts cannot drift."""
+    if comparison.is_gold:  # it has left the stream, and everybody's rows are many
+        return
+    standing = [row for row in _standing(said) if row.verdict != Verdict.SKIP]
+    votes = [row.ranks for row in standing if row.purpose in COUNTED and not row.is_surplus]
+    _set_counts(comparison, votes, is_decided=any(row.purpose == Purpose.ADJUDICATION for row in standing))
+    comparison.save(update_fields=COUNTS)
+
+
+def _set_counts(comparison: Comparison, votes: list[dict[str, int]], *, is_decided: bool) -> None:
+    """What was compared in a chat is private and never opens for others."""
     campaign = comparison.campaign
     is_contested = _are_contested(votes)
     comparison.n_judgments = len(votes)
@@ -196,9 +244,7 @@ def _count(comparison: Comparison) -> None:
         comparison.n_wanted = max(campaign.overlap, min(len(votes) + 1, campaign.max_overlap))
     is_private = comparison.source == Comparison.Source.CHAT or comparison.is_gold
     comparison.is_open = not is_private and len(votes) < comparison.n_wanted
-    decided = in_force().filter(comparison=comparison, purpose=Purpose.ADJUDICATION).exclude(verdict=Verdict.SKIP)
-    comparison.is_disputed = is_contested and not decided.exists()
-    comparison.save(update_fields=["n_judgments", "n_wanted", "is_open", "is_disputed"])
+    comparison.is_disputed = is_contested and not is_decided
 
 
 def _are_contested(votes: list[dict[str, int]]) -> bool:
@@ -224,7 +270,8 @@ def undo(judgment: Judgment, now: datetime) -> Lease | None:
         if fresh.verdict != Verdict.RETRACTED:
             _retract(fresh, comparison, now)
         lease = Lease.objects.filter(pk=judgment.lease_id).first() if judgment.lease_id else None
-        if lease is None or _mine(lease).exists():
+        mine = in_force().filter(comparison=comparison, annotator=fresh.annotator_id, repeat=fresh.repeat)
+        if lease is None or mine.exists():
             return None
         if lease.purpose == Purpose.LABEL and not leases.has_room(comparison, fresh.annotator, now):
             return None
@@ -253,7 +300,7 @@ def _retract(judgment: Judgment, comparison: Comparison, now: datetime) -> None:
         supersedes=judgment,
         created_at=now,
     )
-    _count(comparison)
+    _count(comparison, _said_of(comparison, judgment.annotator))
 
 
 def undoable(campaign: Campaign, annotator: User) -> list[uuid.UUID]:
@@ -269,5 +316,6 @@ def reopen(campaign: Campaign) -> None:
     campaign.comparisons.filter(is_disputed=False).update(n_wanted=campaign.overlap)
     campaign.comparisons.filter(is_disputed=True).update(n_wanted=raised)
     labeled = campaign.comparisons.exclude(source=Comparison.Source.CHAT).filter(gold_ranks__isnull=True)
+    labeled = labeled.exclude(judgments__verdict__in=THUMBS)
     labeled.filter(is_open=True, n_judgments__gte=F("n_wanted")).update(is_open=False)
     labeled.filter(is_open=False, n_judgments__lt=F("n_wanted")).update(is_open=True)

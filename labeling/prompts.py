@@ -52,7 +52,7 @@ def digest(messages: Messages) -> str:
 def add_prompts(
     campaign: Campaign, items: Iterable[Mapping[str, Any]], source: str, *, wants_candidates: bool = True
 ) -> list[Prompt]:
-    """One row per item (`messages`, and optionally `domain`), in their order; a prompt that is there already is not
+    """One row per item (`messages`, and optionally `domain` and `warnings`), in their order; a prompt that is there already is not
     added again, and items that are the same share a row.
 
     With `wants_candidates`, and unless the campaign samples none, new prompts wait for the engine's responses.
@@ -73,6 +73,7 @@ def _draft(campaign: Campaign, item: Mapping[str, Any], source: str, wants_candi
         sha256=digest(messages),
         domain=texts.clean(item.get("domain", ""))[:40],
         source=source,
+        warnings=item.get("warnings", []),
         candidates_state=first_state(campaign) if wants_candidates else "none",
     )
 
