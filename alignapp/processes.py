@@ -45,6 +45,8 @@ def web() -> Service:
     command += ["--port", str(settings.PORT), "--lifespan", "off", "--timeout-graceful-shutdown", "5"]
     command += ["--log-level", "warning", "--no-access-log", "--no-server-header"]
     command += ["--forwarded-allow-ips", settings.FORWARDED_ALLOW_IPS]
+    if settings.WEB_PROCESSES > 1:
+        command += ["--workers", str(settings.WEB_PROCESSES)]
     return Service("web", command, partial(_answers, f"{address()}/healthz"))
 
 

@@ -191,6 +191,9 @@ ADMIN_USERNAME = env.str("ADMIN_USERNAME", default="admin")
 ADMIN_PASSWORD = env.str("ADMIN_PASSWORD", default="")
 
 # --- database --------------------------------------------------------------------------------------------------------
+# Synchronous requests that run at a time in a web process. More only take turns at the interpreter's lock.
+WEB_THREADS = env.int("WEB_THREADS", default=8)
+WEB_PROCESSES = env.int("WEB_PROCESSES", default=1)
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{VAR_DIR / 'db.sqlite3'}")}
 IS_SQLITE = DATABASES["default"]["ENGINE"].endswith("sqlite3")
 if IS_SQLITE:

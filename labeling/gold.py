@@ -35,9 +35,9 @@ def unseen(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Compa
     """Gold comparisons that this person has not judged and does not hold, in the campaign's order."""
     mine = Judgment.objects.filter(comparison=OuterRef("pk"), annotator=annotator, superseded_by=None)
     held = Lease.objects.filter(comparison=OuterRef("pk"), annotator=annotator, ended_at=None, expires_at__gt=now)
-    known = Comparison.objects.filter(campaign=campaign, gold_ranks__isnull=False).select_related("campaign")
+    known = Comparison.objects.filter(campaign=campaign, gold_ranks__isnull=False).select_related("campaign", "prompt")
     judged = mine.exclude(verdict=Judgment.Verdict.RETRACTED)
-    return known.filter(~Exists(judged), ~Exists(held)).prefetch_related("items").order_by("sort_key", "id")
+    return known.filter(~Exists(judged), ~Exists(held)).prefetch_related("responses").order_by("sort_key", "id")
 
 
 def practised(campaign: Campaign, annotator: User) -> QuerySet[Judgment]:
@@ -87,7 +87,9 @@ def to_repeat(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Co
     )
     again = Lease.objects.filter(comparison=OuterRef("pk"), annotator=annotator, repeat=1)
     first = Comparison.objects.filter(campaign=campaign, pk__in=mine.values("comparison"), gold_ranks__isnull=True)
-    return first.filter(~Exists(again)).select_related("campaign").prefetch_related("items").order_by("pk")
+    return (
+        first.filter(~Exists(again)).select_related("campaign", "prompt").prefetch_related("responses").order_by("pk")
+    )
 
 
 def is_right(comparison: Comparison, ranks: dict[str, int]) -> bool:

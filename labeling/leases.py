@@ -62,9 +62,9 @@ def _claim_once(
     # 1. One claim per person at a time: two tabs share their leases instead of taking twice as many.
     paused = Membership.objects.filter(campaign=campaign, user=annotator, paused_at__isnull=False)
     people = User.objects.annotate(is_paused=Exists(paused)).select_for_update(no_key=True, of=("self",))
-    person = people.only("pk").get(pk=annotator.pk)
+    is_paused = people.values_list("is_paused", flat=True).get(pk=annotator.pk)
     held = list(_held(campaign, annotator, now)[:n])
-    if campaign.status != Campaign.Status.ACTIVE or person.is_paused:
+    if campaign.status != Campaign.Status.ACTIVE or is_paused:
         return [], 0
     if len(held) == n:
         return held, n
@@ -73,10 +73,11 @@ def _claim_once(
         return held + _give(practice, annotator, now, Purpose.PRACTICE), len(practice)
     # 2. Lock candidates. On SQLite the transaction itself is the lock (it is immediate).
     candidates = pairs.next_comparisons(campaign, annotator, now, n - len(held))
-    locked = [comparison.pk for comparison in candidates.select_for_update(skip_locked=skip_locked, of=("self",))]
+    locking = candidates.select_for_update(skip_locked=skip_locked, of=("self",))
+    locked = list(locking.values_list("pk", flat=True))
     # 3. A claim that ended between our look and our lock left new leases that only a new statement sees.
     free = pairs.open_comparisons(campaign, annotator, now).filter(pk__in=locked).order_by("sort_key", "id")
-    found = list(free.select_related("campaign").prefetch_related("items"))
+    found = list(free.select_related("prompt").prefetch_related("responses"))
     return held + _mixed(found, campaign, annotator, now), len(locked)
 
 
@@ -107,39 +108,28 @@ def _checks(n: int, campaign: Campaign, annotator: User, now: datetime) -> list[
 
 
 def _give(comparisons: list[Comparison], annotator: User, now: datetime, purpose: Purpose) -> list[Lease]:
+    """Leases on these comparisons, which are locked: new ones, or those of the first time revived."""
     if not comparisons:
         return []
     repeat = SWAPPED if purpose == Purpose.REPEAT else ORDINARY
-    orders = _orders(comparisons, annotator, purpose)
-    Lease.objects.bulk_create(
-        [
-            Lease(
-                comparison=comparison,
-                annotator=annotator,
-                repeat=repeat,
-                purpose=purpose,
-                order=orders[comparison.pk],
-                created_at=now,
-                expires_at=now + timedelta(seconds=comparison.campaign.lease_seconds),
-            )
-            for comparison in comparisons
-        ],
-        update_conflicts=True,
-        unique_fields=["comparison", "annotator", "repeat"],
-        update_fields=["created_at", "expires_at", "ended_at", "purpose"],
-    )
-    given = with_contents(Lease.objects.filter(annotator=annotator, comparison__in=comparisons, repeat=repeat))
-    return list(given.order_by("pk"))
+    mine = Lease.objects.filter(annotator=annotator, comparison__in=comparisons)
+    earlier = {(lease.comparison_id, lease.repeat): lease for lease in mine}
+    given = []
+    for comparison in comparisons:
+        lease = earlier.get((comparison.pk, repeat)) or Lease(annotator=annotator, repeat=repeat)
+        lease.comparison, lease.purpose, lease.created_at, lease.ended_at = comparison, purpose, now, None
+        lease.expires_at = now + timedelta(seconds=comparison.campaign.lease_seconds)
+        lease.order = lease.order or _order(comparison, earlier.get((comparison.pk, ORDINARY)))
+        given.append(lease)
+    revived = [lease for lease in given if not lease._state.adding]
+    Lease.objects.bulk_create(lease for lease in given if lease._state.adding)
+    Lease.objects.bulk_update(revived, ["purpose", "created_at", "expires_at", "ended_at"])
+    return sorted(given, key=lambda lease: lease.pk)
 
 
-def _orders(comparisons: list[Comparison], annotator: User, purpose: Purpose) -> dict[int, list[int]]:
+def _order(comparison: Comparison, first: Lease | None) -> list[int]:
     """Response ids from left to right: random; for a swapped repeat the first time's reversed."""
-    if purpose == Purpose.REPEAT:
-        first = Lease.objects.filter(annotator=annotator, comparison__in=comparisons, repeat=ORDINARY)
-        return {lease.comparison_id: lease.order[::-1] for lease in first}
-    return {
-        comparison.pk: _shuffled([item.response_id for item in comparison.items.all()]) for comparison in comparisons
-    }
+    return first.order[::-1] if first else _shuffled([one.pk for one in comparison.responses.all()])
 
 
 def _shuffled(ids: list[int]) -> list[int]:
@@ -162,7 +152,7 @@ def decide(comparison: Comparison, reviewer: User, now: datetime) -> Lease:
         repeat=DECIDING,
         defaults={
             "purpose": Purpose.ADJUDICATION,
-            "order": _shuffled([item.response_id for item in comparison.items.all()]),
+            "order": _shuffled([one.pk for one in comparison.responses.all()]),
             "created_at": now,
             "expires_at": now + timedelta(seconds=comparison.campaign.lease_seconds),
         },

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from celery import current_app
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Now
 
 from labeling import texts
 from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Lease, Prompt, Purpose, Response
@@ -19,6 +20,8 @@ MAX_PAIRS = 6  # per prompt and round of candidates: all pairs of four
 ROUND = 2**27
 MAX_ROUNDS = 15
 PLANNED = 2**24  # sort keys below it belong to labeling.plans: what was planned comes before everything else
+PLAN_TASK = "labeling.tasks.plan_campaigns"
+PLAN_EXPIRES_SECONDS = 60  # beat sends the same every minute
 Group = tuple[Response, ...]
 
 
@@ -55,7 +58,7 @@ def _are_distinct(group: Group) -> bool:
 
 
 def _least_used_first(groups: list[Group], used: Counter[int], seed: int) -> list[Group]:
-    left = sorted(groups, key=lambda group: _random(seed, content_key(group)))
+    left = sorted(groups, key=lambda group: random_key(content_key(group), seed))
     ordered = []
     while left:
         best = min(left, key=lambda group: sum(used[response.pk] for response in group))
@@ -65,8 +68,8 @@ def _least_used_first(groups: list[Group], used: Counter[int], seed: int) -> lis
     return ordered
 
 
-def _random(seed: int, key: str) -> int:
-    """PLANNED … ROUND − 1, the same for the same seed and key on every machine."""
+def random_key(key: str, seed: int = 0) -> int:
+    """PLANNED … ROUND − 1, the same for the same content key and seed on every machine."""
     number = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big")
     return PLANNED + number % (ROUND - PLANNED)
 
@@ -97,7 +100,7 @@ def add_comparisons(
             prompt_id=group[0].prompt_id,
             source=source,
             content_key=key,
-            sort_key=rounds * ROUND + _random(seed, key),
+            sort_key=rounds * ROUND + random_key(key, seed),
             is_open=is_open,
         )
     same = Comparison.objects.filter(campaign=campaign, content_key__in=drafts)
@@ -110,7 +113,17 @@ def add_comparisons(
         for index, response in enumerate(members[comparison.content_key])
     ]
     ComparisonItem.objects.bulk_create(items, ignore_conflicts=True)
+    if new and is_open:
+        want_plan(campaign)
     return new
+
+
+def want_plan(campaign: Campaign) -> None:
+    """Asks labeling.plans for a new order; says so once, however much is added until it is made."""
+    if campaign.strategy == Campaign.Strategy.RANDOM:
+        return
+    if Campaign.objects.filter(pk=campaign.pk, plan_wanted_at=None).update(plan_wanted_at=Now()):
+        transaction.on_commit(lambda: current_app.send_task(PLAN_TASK, expires=PLAN_EXPIRES_SECONDS), robust=True)
 
 
 def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Comparison]:

@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.db.models import Count, Q, Sum
 
 from labeling import access, judgments, leases, pairs
-from labeling.models import Campaign, Judgment
+from labeling.models import Campaign, Judgment, Membership
 
+LATELY_SECONDS = 5
 WRITING = Q(candidates_state__in=("wanted", "claimed"))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Counts of one campaign. `n_judgments` are those in force without skips, `n_wanted` what the overlap asks for,
-    `n_mine` this person's, `n_writing` the prompts that the model still writes responses to.
+    """Counts of one campaign. `n_judgments` are those that count, `n_wanted` what is asked for in all (k each, more where
+    people disagree), both without gold pairs; `n_mine` this person's, `n_writing` the prompts that the model still writes responses to.
     """
 
     n_comparisons: int
@@ -33,7 +35,9 @@ class Progress:
 
 def of_campaign(campaign: Campaign, user: User) -> Progress:
     """Three queries, whatever the campaign's size."""
-    pairs = campaign.comparisons.aggregate(n=Count("pk"), done=Sum("n_judgments", default=0))
+    pairs = campaign.comparisons.filter(gold_ranks__isnull=True).aggregate(
+        n=Count("pk"), done=Sum("n_judgments", default=0), wanted=Sum("n_wanted", default=0)
+    )
     prompts = campaign.prompts.aggregate(
         n=Count("pk"),
         writing=Count("pk", filter=WRITING),
@@ -43,7 +47,7 @@ def of_campaign(campaign: Campaign, user: User) -> Progress:
     return Progress(
         n_comparisons=pairs["n"],
         n_judgments=pairs["done"],
-        n_wanted=pairs["n"] * campaign.overlap,
+        n_wanted=pairs["wanted"],
         n_mine=mine.exclude(verdict=Judgment.Verdict.SKIP).count(),
         n_prompts=prompts["n"],
         n_writing=prompts["writing"],
@@ -51,15 +55,25 @@ def of_campaign(campaign: Campaign, user: User) -> Progress:
     )
 
 
+def lately(campaign: Campaign, user: User) -> Progress:
+    """As `of_campaign` found it a few seconds ago: counting all pairs for every vote would cost more than the vote."""
+    key = f"progress:{campaign.pk}:{campaign.created_at.timestamp()}:{user.pk}"
+    found = cache.get(key)
+    if found is None:
+        found = of_campaign(campaign, user)
+        cache.set(key, found, LATELY_SECONDS)
+    return found
+
+
 def state(campaign: Campaign, user: User, progress: Progress, *, has_pairs: bool) -> str:
-    """Why there is something to label, or nothing: ready, paused (the campaign, or this person in it), writing (responses are on their way), with_others
-    (they hold leases that may run out), finished, empty.
+    """Why there is something to label, or nothing: ready, paused (the campaign, or this person in it), writing (responses
+    are on their way), with_others (they hold leases that may run out), finished, empty. `has_pairs`: some may be claimed.
     """
+    if has_pairs:
+        return "ready"
     is_paused = campaign.memberships.filter(user=user, paused_at__isnull=False).exists()
     if campaign.status != Campaign.Status.ACTIVE or is_paused:
         return "paused"
-    if has_pairs:
-        return "ready"
     if progress.n_writing:
         return "writing"
     mine = judgments.in_force().filter(annotator=user).values("comparison")
@@ -75,19 +89,26 @@ class Entry:
     campaign: Campaign
     progress: Progress
     state: str
+    role: str
 
 
 def overview(user: User, now: datetime) -> list[Entry]:
     """What this person's home page lists: active campaigns first."""
+    own = {} if access.is_administrator(user) else dict(user.memberships.values_list("campaign", "role"))
+    manager = Membership.Role.MANAGER
     return sorted(
-        (_entry(campaign, user, now) for campaign in access.campaigns(user)),
+        (_entry(campaign, user, now, own.get(campaign.pk, manager)) for campaign in access.campaigns(user)),
         key=lambda entry: entry.campaign.status != Campaign.Status.ACTIVE,
     )
 
 
-def _entry(campaign: Campaign, user: User, now: datetime) -> Entry:
+def _entry(campaign: Campaign, user: User, now: datetime, role: str) -> Entry:
     counts = of_campaign(campaign, user)
-    has_pairs = pairs.open_comparisons(campaign, user, now).exists() or (
-        leases.live(now).filter(annotator=user, comparison__campaign=campaign).exists()
-    )
-    return Entry(campaign, counts, state(campaign, user, counts, has_pairs=has_pairs))
+    is_paused = campaign.memberships.filter(user=user, paused_at__isnull=False).exists()
+    has_pairs = not is_paused and campaign.status == Campaign.Status.ACTIVE and _has_pairs(campaign, user, now)
+    return Entry(campaign, counts, state(campaign, user, counts, has_pairs=has_pairs), role)
+
+
+def _has_pairs(campaign: Campaign, user: User, now: datetime) -> bool:
+    held = leases.live(now).filter(annotator=user, comparison__campaign=campaign)
+    return pairs.open_comparisons(campaign, user, now).exists() or held.exists()

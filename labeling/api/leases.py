@@ -20,6 +20,7 @@ MAX_LEASES = 4
 
 class ClaimRequest(Strict):
     n = serializers.IntegerField(min_value=1, max_value=MAX_LEASES, default=2)
+    undoable = serializers.BooleanField(default=True, help_text="whether to list what can be undone")
 
 
 class TurnShown(serializers.Serializer):
@@ -83,7 +84,7 @@ def _shown(text: str, **more: object) -> dict[str, object]:
 
 def campaign_json(campaign: Campaign, user: User, n_leases: int) -> dict[str, Any]:
     """How far it is and, when there is nothing to judge, why."""
-    counts = progress.of_campaign(campaign, user)
+    counts = (progress.lately if n_leases else progress.of_campaign)(campaign, user)
     return {
         "state": progress.state(campaign, user, counts, has_pairs=n_leases > 0),
         "progress": {
@@ -101,12 +102,13 @@ class LeaseClaim(Endpoint):
         """Up to n pairs to judge: those that you hold already, then new ones."""
         person = access.person(request)
         campaign = access.get_campaign(person, slug)
-        claimed = leases.claim(campaign, person, timezone.now(), parse(ClaimRequest, request)["n"])
+        asked = parse(ClaimRequest, request)
+        claimed = leases.claim(campaign, person, timezone.now(), asked["n"])
         return Response(
             {
                 "leases": [lease_json(lease) for lease in claimed],
                 "lease_seconds": campaign.lease_seconds,
-                "undoable": judgments.undoable(campaign, person),
+                "undoable": judgments.undoable(campaign, person) if asked["undoable"] else [],
                 **campaign_json(campaign, person, len(claimed)),
             }
         )
