@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labeling.reliability import Votes
 
 Floats = NDArray[np.float64]
-PLANTS = ("random", "always_left", "inverted")
+PLANTS = {"random": (0.0, 0.0), "always_left": (0.0, 8.0), "inverted": (-1.0, 0.0)}  # reliability, side bias
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def simulate(
     """
     reliability = np.exp(rng.normal(0, spread, n_annotators))
     bias = rng.normal(0, 0.2, n_annotators)
-    for annotator, kind in (planted or {}).items():
-        reliability[annotator] = {"random": 0.0, "always_left": 0.0, "inverted": -1.0}[kind]
-        bias[annotator] = {"random": 0.0, "always_left": 8.0, "inverted": 0.0}[kind]
+    for index, kind in (planted or {}).items():
+        reliability[index], bias[index] = PLANTS[kind]
     difference = rng.normal(0, scale, n_items)
     item = np.repeat(np.arange(n_items), overlap)
     annotator = np.argsort(rng.random((n_items, n_annotators)), axis=1)[:, :overlap].ravel()

@@ -86,8 +86,8 @@ def self_consistency(first: ArrayLike, again: ArrayLike) -> Share:
     """How often a person who saw a pair again with its sides swapped gave the same answer; both in terms of the responses,
     not of the sides, so that "always left" is never consistent.
     """
-    first, again = np.sign(np.asarray(first)), np.sign(np.asarray(again))
-    return share(int((first == again).sum()), len(first))
+    is_same = np.equal(np.sign(np.asarray(first)), np.sign(np.asarray(again)))
+    return share(int(np.count_nonzero(is_same)), is_same.size)
 
 
 def is_too_fast(n_words: ArrayLike, shown_ms: ArrayLike) -> NDArray[np.bool_]:

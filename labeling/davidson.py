@@ -109,6 +109,6 @@ def _covariance(
 
 def _solve(hessian: Floats, right: Floats) -> Floats:
     try:
-        return np.linalg.solve(hessian, right)
+        return np.asarray(np.linalg.solve(hessian, right), dtype=np.float64)
     except np.linalg.LinAlgError as error:
         raise ValueError("The data say nothing about some coefficient. Give it a precision above 0.") from error

@@ -132,9 +132,14 @@ def describe_power(n: int, win_rate: float | None = None) -> str:
 
 def _between_versions(matches: Matches) -> Matches:
     keep = matches.first != matches.second
-    features = None if matches.features is None else matches.features[keep]
-    columns = (matches.first, matches.second, matches.value, matches.side, matches.cluster)
-    return Matches(*(column[keep] for column in columns), features)
+    return Matches(
+        matches.first[keep],
+        matches.second[keep],
+        matches.value[keep],
+        matches.side[keep],
+        matches.cluster[keep],
+        None if matches.features is None else matches.features[keep],
+    )
 
 
 def _components(matches: Matches, n_versions: int) -> tuple[Ints, bool]:
@@ -181,12 +186,27 @@ def _standings(
     for rank, position in enumerate(order, 1):
         version, (value, error) = int(members[position]), strengths[position]
         best, worst = _rank_range(found, unit, version, members)
-        rates: tuple[float | None, ...] = (None, None, None)
+        rate: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
         if baseline in members:
-            rates = _win_rate(*found.contrast(unit[version] - unit[baseline]))
-        limits = (1000 + ELO * (value + z * error) for z in (0, -Z, Z))
-        won, lost, tied = (int(n) for n in counts[version])
-        standings.append(Standing(version, component, *limits, rank, best, worst, *rates, won, lost, tied))
+            rate = _win_rate(*found.contrast(unit[version] - unit[baseline]))
+        standings.append(
+            Standing(
+                version=version,
+                component=component,
+                rating=1000 + ELO * value,
+                low=1000 + ELO * (value - Z * error),
+                high=1000 + ELO * (value + Z * error),
+                rank=rank,
+                best_rank=best,
+                worst_rank=worst,
+                win_rate=rate[0],
+                win_rate_low=rate[1],
+                win_rate_high=rate[2],
+                n_won=int(counts[version, 0]),
+                n_lost=int(counts[version, 1]),
+                n_tied=int(counts[version, 2]),
+            )
+        )
     return standings
 
 

@@ -109,7 +109,7 @@ def test_it_draws_the_same_interval_as_resampling_item_by_item():
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.02)
 
 
-def test_its_interval_covers_the_truth_about_as_often_as_it_says():
+def test_it_covers_the_truth_about_as_often_as_it_says():
     """The alpha of a large sample of the same process lies in 90 to 99 of 100 intervals."""
     truth = alpha(table(np.random.default_rng(3), 50_000, 3, missing=0.2))
     assert truth is not None

@@ -8,7 +8,7 @@ from labeling import bias
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 5), (5, 5), (3, 10), (52, 100), (1, 1)])
-def test_its_interval_is_wilsons(k: int, n: int):
+def test_it_computes_wilsons_interval(k: int, n: int):
     expected = binomtest(k, n).proportion_ci(method="wilson")
     found = bias.share(k, n)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
@@ -71,7 +71,7 @@ def test_it_counts_hostile_texts_in_linear_time(text: str):
     assert bias.count_style(text * 2)[0] >= 0
 
 
-def test_its_features_change_sign_with_the_responses():
+def test_it_changes_the_sign_of_features_with_the_responses():
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 50, (40, 4)), rng.integers(0, 50, (40, 4))
     features = bias.style_features(first, second)

@@ -42,7 +42,7 @@ def test_it_finds_the_maximum_with_ties(seed: int):
 
 
 @pytest.mark.parametrize("clustered", [False, True], ids=["hessian", "sandwich"])
-def test_its_intervals_cover_the_truth(clustered: bool):
+def test_it_covers_the_truth(clustered: bool):
     beta, covered = np.array([0.8, -0.4]), []
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ def test_its_intervals_cover_the_truth(clustered: bool):
     assert 0.92 <= np.mean(covered) <= 0.98
 
 
-def test_its_sandwich_is_wider_where_rows_repeat_each_other():
+def test_it_widens_the_sandwich_where_rows_repeat_each_other():
     rng = np.random.default_rng(0)
     design = rng.normal(size=(200, 2))
     value = draw(rng, design, np.array([0.5, 0.5]))

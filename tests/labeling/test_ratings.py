@@ -40,7 +40,7 @@ def test_it_agrees_with_scikit_learn_without_ties(seed: int):
     assert [found[v] for v in range(4)] == pytest.approx(expected.tolist(), abs=0.1)
 
 
-def test_its_win_rates_and_ranks_cover_the_truth():
+def test_it_covers_true_win_rates_and_ranks():
     """Of 100 campaigns: win rates against the baseline lie in 92 to 98 % of their intervals, and true ranks in nearly all
     of theirs, for a rank's interval holds whenever none of the pairwise differences errs to one side.
     """
@@ -141,7 +141,7 @@ def test_it_knows_how_many_judgments_a_difference_takes(rate: float, n: int):
 
 
 @pytest.mark.parametrize("rate", [0.55, 0.6, 0.7])
-def test_its_power_is_what_a_simulation_finds(rate: float):
+def test_it_has_the_power_that_a_simulation_finds(rate: float):
     rng, n = np.random.default_rng(4), ratings.judgments_needed(rate)
     wins = rng.binomial(n, rate, 20_000)
     found = np.abs(wins / n - 0.5) / np.sqrt(0.25 / n) > ratings.Z

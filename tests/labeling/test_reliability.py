@@ -32,7 +32,7 @@ def log_loss(probability: np.ndarray, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("with_gold", [False, True], ids=["no gold", "gold"])
-def test_its_dawid_skene_is_crowd_kits(seed: int, with_gold: bool):
+def test_it_computes_crowd_kits_dawid_skene(seed: int, with_gold: bool):
     rng = np.random.default_rng(seed)
     votes = simulate(rng, 80, 8, 4).votes
     value = votes.value.astype(int) + 1
@@ -45,11 +45,11 @@ def test_its_dawid_skene_is_crowd_kits(seed: int, with_gold: bool):
     assert ours.posterior == pytest.approx(theirs.probas_.sort_index().sort_index(axis=1).to_numpy(), abs=1e-6)
     assert theirs.errors_ is not None
     errors = theirs.errors_.sort_index(axis=1)
-    for (worker, said), row in errors.iterrows():  # type: ignore[misc]
+    for (worker, said), row in errors.iterrows():
         assert ours.confusion[worker, :, said] == pytest.approx(row.to_numpy(), abs=1e-6)
 
 
-def test_its_dawid_skene_keeps_what_is_known_and_smooths():
+def test_it_keeps_what_is_known_and_smooths():
     known = np.array([2, -1])
     found = reliability.dawid_skene([0, 0, 1], [0, 1, 0], [0, 1, 0], 3, known, smoothing=1)
     assert found.posterior[0].tolist() == [0, 0, 1]
@@ -58,13 +58,13 @@ def test_its_dawid_skene_keeps_what_is_known_and_smooths():
     assert found.confusion.min() > 0.1  # a count of one in each of three cells
 
 
-def test_its_dawid_skene_leaves_items_without_votes_at_the_prior():
+def test_it_leaves_items_without_votes_at_the_prior():
     found = reliability.dawid_skene([0, 0], [0, 1], [1, 1], 2, np.array([-1, -1]))
     assert found.posterior[1] == pytest.approx(found.prior, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_its_gradient_is_that_of_its_loss(seed: int):
+def test_it_computes_the_gradient_of_its_loss(seed: int):
     rng = np.random.default_rng(seed)
     votes = simulate(rng, 40, 5, 3, gold_share=0.3).votes
     votes.known[0] = 0
@@ -90,7 +90,7 @@ def test_it_finds_the_reliabilities_and_biases_that_made_the_votes():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_its_errors_cover_what_they_say(seed: int):
+def test_it_covers_reliabilities_with_its_errors(seed: int):
     made = simulate(np.random.default_rng(seed), 6000, 24, 3, spread=0.3)
     found = reliability.fit(made.votes)
     unit = np.median(found.reliability / made.reliability)
@@ -101,7 +101,7 @@ def test_its_errors_cover_what_they_say(seed: int):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_its_soft_labels_beat_majority_and_dawid_skene(seed: int):
+def test_it_beats_majority_and_dawid_skene(seed: int):
     """On which response is truly better: more often right, and a smaller log loss."""
     planted = {0: "random", 1: "always_left", 2: "inverted"}
     made = simulate(np.random.default_rng(seed), 1200, 10, 3, planted=planted)
@@ -116,7 +116,7 @@ def test_its_soft_labels_beat_majority_and_dawid_skene(seed: int):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_its_label_predicts_what_a_typical_annotator_would_choose(seed: int):
+def test_it_predicts_what_a_typical_annotator_would_choose(seed: int):
     """Against the probabilities behind the votes: closer than vote shares (Brier), and calibrated in the large."""
     made = simulate(np.random.default_rng(seed), 1500, 12, 3)
     target = 1 / (1 + np.exp(-made.difference))
@@ -126,7 +126,7 @@ def test_its_label_predicts_what_a_typical_annotator_would_choose(seed: int):
     assert soft.label[upper].mean() == pytest.approx(target[upper].mean(), abs=0.05)
 
 
-def test_its_weight_is_the_number_of_votes_among_equals():
+def test_it_weighs_by_the_number_of_votes_among_equals():
     rng = np.random.default_rng(3)
     made = simulate(rng, 3000, 8, 4, spread=0.0)
     keep = rng.random(len(made.votes.item)) < 0.6
