@@ -236,6 +236,8 @@ CELERY_BEAT_SCHEDULE = {
         ("sweep runs", "training.tasks.sweep", 10),
         ("check training policies", "training.tasks.check_policies", 15),
         ("generate candidates", "training.tasks.generate_candidates", 30),
+        ("plan campaigns", "labeling.tasks.plan_campaigns", 60),
+        ("score responses", "training.tasks.score_responses", 30),
         ("reconcile deployments", "serving.tasks.reconcile", 15),
     )
 }

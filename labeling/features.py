@@ -13,7 +13,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 Floats = NDArray[np.float64]
 
@@ -34,11 +33,14 @@ def embed(texts: Sequence[str], dims: int = DIMS) -> Floats:
     weighted by (1 + log tf) · idf (Salton & Buckley 1988) and projected by a fixed Gaussian matrix, which keeps angles
     (Johnson & Lindenstrauss 1984).
     """
-    counts = _counts(texts)
-    n_texts_with = np.bincount(counts.indices, minlength=BUCKETS)
+    counted = [np.unique(_buckets(text[:MAX_CHARS].casefold()), return_counts=True) for text in texts]
+    n_texts_with = np.zeros(BUCKETS)
+    for buckets, _ in counted:
+        n_texts_with[buckets] += 1
     rarity = np.log((1 + len(texts)) / (1 + n_texts_with))
-    counts.data = (1 + np.log(counts.data)) * rarity[counts.indices]
-    return _unit(np.asarray(_unit_rows(counts) @ _projection(dims)))
+    projection = _projection(dims)
+    rows = [((1 + np.log(counts)) * rarity[buckets]) @ projection[buckets] for buckets, counts in counted]
+    return _unit(np.array(rows).reshape(len(texts), dims))
 
 
 def style(texts: Sequence[str], prompts: Sequence[str]) -> Floats:
@@ -64,19 +66,6 @@ def cosine(a: Floats, b: Floats) -> Floats:
     return np.einsum("ij,ij->i", _unit(a), _unit(b))
 
 
-def _counts(texts: Sequence[str]) -> sparse.csr_matrix:
-    """(n, BUCKETS) how often each bucket's n-grams occur."""
-    indices, data, starts = [], [], [0]
-    for text in texts:
-        found, n = np.unique(_buckets(text[:MAX_CHARS].casefold()), return_counts=True)
-        indices.append(found)
-        data.append(n.astype(float))
-        starts.append(starts[-1] + len(found))
-    return sparse.csr_matrix(
-        (np.concatenate([[], *data]), np.concatenate([np.empty(0, int), *indices]), starts), (len(texts), BUCKETS)
-    )
-
-
 def _buckets(text: str) -> NDArray[np.int64]:
     """One number below BUCKETS per word, pair of words and character n-gram."""
     words = np.array([zlib.crc32(word.encode("utf-8", "replace")) for word in _WORD.findall(text)], dtype=np.uint64)
@@ -91,11 +80,6 @@ def _buckets(text: str) -> NDArray[np.int64]:
 @cache
 def _projection(dims: int) -> Floats:
     return np.random.default_rng(20260301).normal(0, dims**-0.5, (BUCKETS, dims))
-
-
-def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    return sparse.diags(1 / np.maximum(lengths, 1e-12)) @ matrix
 
 
 def _unit(rows: Floats) -> Floats:

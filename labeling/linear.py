@@ -2,13 +2,13 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 Floats = NDArray[np.float64]
 
 RIDGE = 10.0  # on features of standard deviation 1; below some hundred pairs less overfits
 N_STEPS = 12
 TOLERANCE = 1e-6
+CLIP = 500.0  # logits; beyond it exp overflows, and p is 0 or 1 in any case
 
 
 def fit(delta: Floats, weight: Floats | None = None, ridge: float = RIDGE, start: Floats | None = None) -> Floats:
@@ -21,7 +21,7 @@ def fit(delta: Floats, weight: Floats | None = None, ridge: float = RIDGE, start
     theta = np.zeros(delta.shape[1]) if start is None else start
     value = _penalised(delta, counts, theta, ridge)
     for _ in range(N_STEPS):
-        p = expit(delta @ theta)
+        p = 1 / (1 + np.exp(-np.clip(delta @ theta, -CLIP, CLIP)))
         gradient = delta.T @ (counts * (1 - p)) - ridge * theta
         hessian = (delta * (counts * p * (1 - p))[:, None]).T @ delta + ridge * np.eye(len(theta))
         step = np.linalg.solve(hessian, gradient)

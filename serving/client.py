@@ -137,6 +137,11 @@ class Engine:
             for choice in sorted(answer["choices"], key=lambda choice: choice["index"])
         ]
 
+    def tokenize(self, model: str, messages: Sequence[dict[str, str]], *, is_open: bool) -> list[int]:
+        """The token ids of a conversation as the model reads it; with `is_open`, up to where the assistant's answer begins."""
+        body = {"model": model, "messages": list(messages), "add_generation_prompt": is_open}
+        return [int(token) for token in self._post("/tokenize", body, QUICK)["tokens"]]
+
     def prompt_logprobs(self, model: str, token_ids: Sequence[int]) -> list[float]:
         """log p(token t | tokens before t) for t = 1 … T−1 of `token_ids` (T ids): T−1 numbers, in nats."""
         body = {

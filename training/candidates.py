@@ -88,6 +88,12 @@ def _ahead() -> QuerySet[Campaign]:
     return Campaign.objects.alias(n_open=n_open).filter(n_open__gte=N_AHEAD)
 
 
+def is_engine_idle(now: datetime) -> bool:
+    """Whether less urgent work may ask the engine: no prompt waits for candidates, and no run shares its processor."""
+    is_shared = settings.HAS_EMBEDDED_ENGINE and Run.objects.filter(status=Run.Status.RUNNING).exists()
+    return not is_shared and not wanted(now).exists()
+
+
 def claim(now: datetime) -> Prompt | None:
     """Takes the next prompt, the oldest first, and counts the attempt; None when none wants candidates."""
     for prompt in wanted(now).select_related("campaign").order_by("id")[:5]:

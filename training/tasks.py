@@ -6,6 +6,7 @@ from celery import shared_task
 from celery.signals import worker_init, worker_shutting_down
 from django.utils import timezone
 
+from labeling import rewards
 from serving.locks import only_one
 from training import candidates, policies, runs, supervisor
 from training.models import Policy
@@ -25,6 +26,12 @@ def sweep() -> None:
 def generate_candidates() -> None:
     if candidates.generate():
         generate_candidates.delay()
+
+
+@shared_task
+def score_responses() -> None:
+    if candidates.is_engine_idle(timezone.now()) and rewards.score():
+        score_responses.delay()
 
 
 @shared_task

@@ -1,3 +1,4 @@
+import threading
 from datetime import timedelta
 
 import numpy as np
@@ -5,8 +6,9 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from labeling import leases, pairs, plans, responses
+from labeling import leases, pairs, plans, responses, tasks
 from labeling.models import Campaign, Comparison, Judgment, Prompt
+from serving.locks import only_one
 from serving.models import Adapter
 from tests.labeling import make
 
@@ -261,3 +263,15 @@ def test_it_plans_an_empty_campaign():
     assert plans.plan(make.campaign(strategy="d_optimal"), make.NOW, _rng()) == 0
     assert not Prompt.objects.exists()
     assert not Judgment.objects.exists()
+
+
+def test_it_plans_what_waits_and_one_at_a_time_on_a_host():
+    _campaign("uncertainty")
+    with only_one("plans") as is_mine:
+        assert is_mine
+        thread = threading.Thread(target=tasks.plan_campaigns)
+        thread.start()
+        thread.join()
+    assert Comparison.objects.filter(sort_key__lt=pairs.PLANNED).count() == 0
+    tasks.plan_campaigns()
+    assert Comparison.objects.filter(sort_key__lt=pairs.PLANNED).count() == 24

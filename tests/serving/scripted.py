@@ -43,6 +43,12 @@ class ScriptedEngine:
         return [body for requested, body in self.requests if requested == path]
 
 
+def tokens_of(messages: list[dict[str, str]], *, is_open: bool = False) -> list[int]:
+    """Its tokenizer: one token per character; `\x02` opens a turn and `\x03` ends it."""
+    text = "".join(f"\x02{turn['role']}:{turn['content']}\x03" for turn in messages)
+    return [ord(character) for character in text + ("\x02assistant:" if is_open else "")]
+
+
 @contextmanager
 def running(engine: ScriptedEngine, port: int = 0) -> Iterator[str]:
     """Serves it; yields its URL."""
@@ -81,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/v1/load_lora_adapter": self._load,
             "/v1/unload_lora_adapter": self._unload,
             "/v1/completions": self._completions,
+            "/tokenize": self._tokenize,
             "/v1/chat/completions": self._chat,
         }[self.path](body)
 
@@ -122,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
             for token, effect in zip(ids[1:], effects, strict=True)
         ]
         self._json({"choices": [{"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": logprobs}]})
+
+    def _tokenize(self, body: dict[str, Any]) -> None:
+        self._json({"tokens": tokens_of(body["messages"], is_open=body["add_generation_prompt"])})
 
     def _chat(self, body: dict[str, Any]) -> None:
         pieces = self.engine.scripts.get(body["model"], self.engine.pieces)

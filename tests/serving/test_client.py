@@ -138,3 +138,11 @@ def test_it_never_shows_the_token(engine: ScriptedEngine, caplog: pytest.LogCapt
         one.models()
     shown = json.dumps([repr(one), str(one), str(caught.value), repr(caught.value), caplog.text])
     assert TOKEN not in shown
+
+
+def test_it_tokenizes_a_conversation_up_to_the_answer_or_as_a_whole(engine: ScriptedEngine) -> None:
+    whole = [*MESSAGES, {"role": "assistant", "content": "Yes."}]
+    prompt = engines()[0].tokenize("base", MESSAGES, is_open=True)
+    tokens = engines()[0].tokenize("base", whole, is_open=False)
+    assert tokens[: len(prompt)] == prompt
+    assert tokens[len(prompt) :] == [ord(character) for character in "Yes.\x03"]

@@ -200,6 +200,19 @@ def test_it_never_waits_for_a_run_on_other_machines(campaign: Campaign, settings
     assert wanted() == {prompt}
 
 
+def test_it_leaves_the_engine_to_runs_and_candidates_first(campaign: Campaign, settings: Settings) -> None:
+    assert candidates.is_engine_idle(NOW)
+    prompt = add_prompt(campaign, wants_candidates=True)
+    assert not candidates.is_engine_idle(NOW)
+    Prompt.objects.filter(pk=prompt.pk).update(candidates_state="done")
+    assert candidates.is_engine_idle(NOW)
+    run = runs.create(campaign, "dpo", {})
+    assert runs.claim(run.pk, "host:1", NOW)
+    assert not candidates.is_engine_idle(NOW)
+    settings.HAS_EMBEDDED_ENGINE = False  # it runs on other machines
+    assert candidates.is_engine_idle(NOW)
+
+
 def wanted() -> set[Prompt]:
     return set(candidates.wanted(NOW))
 

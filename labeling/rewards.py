@@ -1,0 +1,122 @@
+"""What the newest model itself makes of responses: DPO's implicit reward, measured on the engine.
+
+The only writer of `Response.reward` and `rewarded_by`. Chat comes first: one request is in the engine's hands at a time, for
+some seconds a call, and who calls sees to it that candidates and runs come before (training.tasks).
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from itertools import takewhile
+
+from django.conf import settings
+from django.db.models import Q, QuerySet
+
+from labeling.models import Campaign, Comparison, Prompt, Response
+from labeling.pairs import want_plan
+from serving import adapters
+from serving.client import Engine, EngineDown, EngineError
+from serving.locks import only_one
+from serving.models import Adapter
+
+log = logging.getLogger(__name__)
+
+NEEDED_BY = (Campaign.Strategy.DIFFERENT, Campaign.Strategy.UNCERTAINTY, Campaign.Strategy.D_OPTIMAL)
+WINDOW = 500  # the next open comparisons of a campaign whose responses are scored; a response takes about a second
+SECONDS_PER_CALL = 15.0
+BETA = 0.1  # where the run that made the adapter had none
+SERVER_ERROR = 500
+
+
+@dataclass(frozen=True)
+class Reward:
+    """`value` in logits: the model's own odds that a response beats another are exp of the difference. It is a sum over
+    `n_tokens`, so that it varies more the longer the response is.
+    """
+
+    value: float
+    n_tokens: int
+
+
+def score(seconds: float = SECONDS_PER_CALL) -> bool:
+    """Scores responses that the current adapter has not scored, for about `seconds`; True when some are left and the engine
+    answers. With the base alone there is nothing to score: its implicit reward is 0 everywhere.
+
+    A campaign whose last response was scored asks for a new plan. Only one call at a time does so on a host.
+    """
+    with only_one("rewards") as is_mine:
+        adapter = adapters.current() if is_mine and _campaigns().exists() else None
+        if adapter is None or adapter.is_base:
+            return False
+        ends = time.monotonic() + seconds
+        for campaign in _campaigns():
+            try:
+                is_done = _score_campaign(campaign, adapter, ends)
+            except (EngineDown, EngineError) as error:
+                log.info("responses wait for their reward: %s", error)
+                return False
+            if not is_done:
+                return True
+    return False
+
+
+def _campaigns() -> QuerySet[Campaign]:
+    return Campaign.objects.filter(status=Campaign.Status.ACTIVE, strategy__in=NEEDED_BY).order_by("pk")
+
+
+def unscored(campaign: Campaign, adapter: Adapter) -> QuerySet[Response]:
+    """Responses of the campaign's next WINDOW open comparisons that this adapter has not scored."""
+    coming = Comparison.objects.filter(campaign=campaign, is_open=True).order_by("sort_key", "id")[:WINDOW]
+    responses = Response.objects.filter(items__comparison__in=coming.values("pk"))
+    return responses.filter(~Q(rewarded_by=adapter) | Q(rewarded_by=None)).order_by("pk").distinct()
+
+
+def _score_campaign(campaign: Campaign, adapter: Adapter, ends: float) -> bool:
+    """Whether all of them are scored, before `ends`. Raises EngineDown, EngineError."""
+    waiting = list(unscored(campaign, adapter).select_related("prompt"))
+    if not waiting:
+        return True
+    engines = adapters.ensure_loaded(adapter)
+    for number, response in enumerate(waiting):
+        if number and time.monotonic() > ends:
+            return False
+        _store(response, adapter, engines[response.pk % len(engines)])
+    want_plan(campaign)
+    return True
+
+
+def _store(response: Response, adapter: Adapter, engine: Engine) -> None:
+    """A response that the engine refuses (too long for it, say) is marked as done without a reward.
+
+    Raises EngineDown, and EngineError when the engine failed.
+    """
+    try:
+        value = measure(engine, adapter, response.prompt, response.text).value
+    except EngineError as error:
+        if error.status >= SERVER_ERROR:
+            raise
+        log.warning("response %d has no reward: %s", response.pk, error)
+        value = None
+    Response.objects.filter(pk=response.pk).update(reward=value, rewarded_by=adapter)
+
+
+def measure(engine: Engine, adapter: Adapter, prompt: Prompt, text: str) -> Reward:
+    """β Σ_t [log π_adapter(y_t | x, y_<t) − log π_base(y_t | x, y_<t)] over the response's tokens, the end of the turn among
+    them: r(x, y) up to a term of the prompt alone (Rafailov et al. 2023, "Direct Preference Optimization", equation 5).
+
+    Raises EngineDown, EngineError.
+    """
+    base = settings.BASE_MODEL_NAME
+    before = engine.tokenize(base, prompt.messages, is_open=True)
+    answer = {"role": "assistant", "content": text}
+    tokens = engine.tokenize(base, [*prompt.messages, answer], is_open=False)
+    n_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, tokens, strict=False)))
+    ratios = zip(engine.prompt_logprobs(adapter.engine_name, tokens), engine.prompt_logprobs(base, tokens), strict=True)
+    effects = [after - at_first for after, at_first in ratios][n_shared - 1 :]  # entry t − 1 is of token t
+    return Reward(beta(adapter) * sum(effects), len(effects))
+
+
+def beta(adapter: Adapter) -> float:
+    """The β that the adapter was trained with."""
+    value = (adapter.manifest.get("params") or {}).get("beta", BETA)
+    return float(value) if isinstance(value, int | float) and value > 0 else BETA
