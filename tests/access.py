@@ -1,0 +1,270 @@
+"""The matrix of test_access_matrix.py: who may use which address, and a world to try it in.
+
+One line per address. Codes stand in the order of PEOPLE; L is the way to the login page; one code stands for all. What
+belongs to one person (lease, judgment, conversation, key) is Anna's, the annotator of the campaign `cats`: for everybody
+else, also for administrators, it does not exist.
+"""
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from axes.models import AccessAttempt, AccessFailureLog, AccessLog
+from django.contrib.auth.models import Group, User
+from django.db.models import Model
+from django.utils import timezone
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from labeling import accounts
+from labeling.models import Campaign, Invitation, Judgment, Lease
+from serving import adapters, keys
+from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
+from tests.labeling import make
+from tests.serving import folders
+from training.models import Policy, Run, Snapshot
+
+PEOPLE = ("anonymous", "outsider", "neighbour", "annotator", "reviewer", "manager", "staff", "root")
+ACTIONS = ("changelist", "add", "history", "delete", "change")
+UNNAMED = {"admin/login/", "admin/(?P<url>.*)$"}
+
+
+@dataclass
+class World:
+    people: dict[str, User]
+    campaign: Campaign
+    lease: Lease  # all from here on are Anna's
+    judgment: Judgment
+    talk: Conversation
+    question: Message  # answered twice
+    answers: list[Message]
+    reply: Message  # to a question answered once
+    key: ApiKey
+    rows: dict[str, Model] = field(default_factory=dict)  # one of each model of the admin
+
+
+class Row(NamedTuple):
+    get: str
+    post: str
+    args: Callable[[World], list[Any]] = lambda world: []
+    body: Callable[[World], dict[str, Any]] = lambda world: {}
+
+
+def told(codes: str) -> dict[str, str]:
+    """Person → code."""
+    each = codes.split()
+    return dict(zip(PEOPLE, each * len(PEOPLE) if len(each) == 1 else each, strict=True))
+
+
+def anna(code: str, *, others: str = "404", stranger: str = "L") -> str:
+    return " ".join([stranger, others, others, code, *[others] * 4])
+
+
+# --- the matrix -------------------------------------------------------------------------------------------------------
+def _judgment(world: World) -> dict[str, Any]:
+    return {"client_key": uuid.uuid4(), "verdict": "tie", "order": world.lease.order}
+
+
+def slug(world: World) -> list[Any]:
+    return [world.campaign.slug]
+
+
+def talk(world: World) -> list[Any]:
+    return [world.talk.pk]
+
+
+def answer(world: World) -> list[Any]:
+    return [world.reply.pk]
+
+
+def lease(world: World) -> list[Any]:
+    return [world.lease.pk]
+
+
+def key(world: World) -> list[Any]:
+    return [world.key.pk]
+
+
+def row_of(model: str) -> Callable[[World], list[Any]]:
+    return lambda world: [world.rows[model].pk]
+
+
+def json_of(**body: Any) -> Callable[[World], dict[str, Any]]:
+    return lambda world: body
+
+
+LOGGED_IN = "L 200 200 200 200 200 200 200"
+MEMBERS = "L 404 404 200 200 200 200 200"
+NO_PAGE = "L 405 405 405 405 405 405 405"  # the method is not allowed, which strangers are not told
+NO_ENDPOINT = "401 405 405 405 405 405 405 405"
+API_MEMBERS = "401 404 404 200 200 200 200 200"
+API_ANNA = {"stranger": "401"}
+PAIR = {"prompt": "Why?", "responses": [{"text": "a"}, {"text": "b"}]}
+ADMINS = "L L L L L L 200 200"
+ROOT = "L L L L L L 403 200"
+NO_ADMIN_PAGE = "L L L L L L 405 405"
+
+MATRIX: dict[str, Row] = {
+    # open to all
+    "healthz": Row("200", "200"),
+    "login": Row("200", "200"),
+    "logout": Row("405", "L"),
+    "invitation": Row("404 409 409 409 409 409 409 409", "404 409 409 409 409 409 409 409", lambda world: ["x"]),
+    # own account
+    "password_change": Row(LOGGED_IN, LOGGED_IN),
+    "password_change_done": Row(LOGGED_IN, NO_PAGE),
+    "api_schema": Row("401 200 200 200 200 200 200 200", NO_ENDPOINT),
+    "api_docs": Row(LOGGED_IN, NO_PAGE),
+    "api_keys": Row(LOGGED_IN, LOGGED_IN),
+    "api_key_rotate": Row(NO_PAGE, anna("200"), key),
+    "api_key_revoke": Row(NO_PAGE, anna("302"), key),
+    # labeling
+    "home": Row(LOGGED_IN, "405"),
+    "label": Row(MEMBERS, "405", slug),
+    "lease_claim": Row(NO_ENDPOINT, API_MEMBERS, slug),
+    "import_pairs": Row(NO_ENDPOINT, "401 404 404 403 403 201 201 201", slug, json_of(pairs=[PAIR])),
+    "lease_renew": Row(NO_ENDPOINT, anna("200", **API_ANNA), lease),
+    "lease_release": Row(NO_ENDPOINT, anna("204", **API_ANNA), lease),
+    "judgment_create": Row(
+        NO_ENDPOINT, anna("201", **API_ANNA), body=lambda world: {**_judgment(world), "lease": world.lease.pk}
+    ),
+    "judgment_revise": Row(
+        NO_ENDPOINT,
+        anna("201", **API_ANNA),
+        body=lambda world: {**_judgment(world), "judgment": world.judgment.client_key, "order": world.judgment.order},
+    ),
+    "judgment_undo": Row(
+        NO_ENDPOINT, anna("200", **API_ANNA), body=lambda world: {"client_key": world.judgment.client_key}
+    ),
+    "chat_comparison": Row(
+        NO_ENDPOINT,
+        anna("201", others="400", **API_ANNA),
+        body=lambda world: {
+            "messages": [message.pk for message in world.answers],
+            "client_key": uuid.uuid4(),
+            "verdict": "tie",
+        },
+    ),
+    # chat
+    "chat": Row(LOGGED_IN, NO_PAGE),
+    "chat_current": Row(LOGGED_IN, NO_PAGE),
+    "chat_start": Row(NO_PAGE, LOGGED_IN.replace("200", "201"), body=json_of(content="Hello?")),
+    "conversation": Row(anna("200"), NO_PAGE, talk),
+    "message_create": Row(
+        NO_PAGE, anna("201"), talk, lambda world: {"content": "More?", "parent": str(world.answers[0].pk)}
+    ),
+    "conversation_rename": Row(NO_PAGE, anna("200"), talk, json_of(title="Cats")),
+    "conversation_delete": Row(NO_PAGE, anna("302"), talk),
+    "message": Row(anna("200"), NO_PAGE, answer),
+    "message_stream": Row(anna("200"), NO_PAGE, answer),
+    "message_regenerate": Row(NO_PAGE, anna("201"), answer),
+    "message_rate": Row(NO_PAGE, anna("200"), answer, json_of(rating=1)),
+    "comparison_choose": Row(NO_PAGE, anna("200"), lambda world: [world.question.pk], json_of(choice="left")),
+    # the admin: pages that are of no model, and what can be done with one row
+    "admin:index": Row(ADMINS, ADMINS),
+    "admin:login": Row("L", "L"),
+    "admin:logout": Row("302 302 302 302 302 302 405 405", "302 302 302 302 302 302 L L"),
+    "admin:jsi18n": Row(ADMINS, NO_ADMIN_PAGE),
+    "admin:password_change": Row(ADMINS, ADMINS),
+    "admin:password_change_done": Row(ADMINS, NO_ADMIN_PAGE),
+    "admin:search": Row(ADMINS, ADMINS),
+    "admin:autocomplete": Row("L L L L L L 403 403", NO_ADMIN_PAGE),
+    "admin:view_on_site": Row("L L L L L L 404 404", "L L L L L L 404 404", lambda world: [0, 0]),
+    "admin:app_list": Row("L L L L L L 404 200", "L L L L L L 404 200", lambda world: ["labeling"]),
+    "admin:auth_user_password_change": Row(ROOT, ROOT, row_of("auth.user")),
+    "admin:serving_adapter_publish": Row(ROOT, ROOT, row_of("serving.adapter")),
+    "admin:serving_deployment_roll_back": Row(ROOT, ROOT, row_of("serving.deployment")),
+    "admin:training_run_rollback": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302")),
+    "admin:training_run_live": Row(ROOT, NO_ADMIN_PAGE, row_of("training.run")),
+    "admin:training_run_cancel": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
+    "admin:training_run_retry": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
+    "admin:training_run_publish": Row(NO_ADMIN_PAGE, ROOT.replace("200", "404"), row_of("training.run")),
+}
+# What the superuser may do with the rows of each model; all can be listed and looked at.
+ADMIN: dict[str, str] = {
+    "auth.user": "add change delete",
+    "auth.group": "add change delete",
+    "axes.accessattempt": "change delete",
+    "axes.accesslog": "change delete",
+    "axes.accessfailurelog": "change delete",
+    "django_celery_beat.crontabschedule": "add change delete",
+    "django_celery_beat.intervalschedule": "add change delete",
+    "django_celery_beat.periodictask": "add change delete",
+    "labeling.campaign": "add change",  # one that has been judged stays
+    "labeling.invitation": "add delete",
+    "labeling.judgment": "",
+    "labeling.prompt": "add change delete",
+    "serving.adapter": "",
+    "serving.apikey": "",
+    "serving.deployment": "",
+    "serving.deploymentevent": "",
+    "training.policy": "add change delete",
+    "training.run": "add",
+    "training.snapshot": "",
+}
+
+
+# --- the world --------------------------------------------------------------------------------------------------------
+def described_model(folder: Path) -> Path:
+    """A model's folder with its card only."""
+    (folder / "alignapp-model.json").write_text(json.dumps({"sha256": folders.BASE_SHA256}))
+    return folder
+
+
+def make_world() -> World:
+    """Anna holds a lease, has judged, chats and has a key; Ben labels in another campaign."""
+    cats, dogs = make.campaign("cats"), make.campaign("dogs")
+    people = {
+        "outsider": make.person("otto"),
+        "neighbour": make.person("ben", dogs),
+        "annotator": make.person("anna", cats),
+        "reviewer": make.person("rita", cats, role="reviewer"),
+        "manager": make.person("mia", cats, role="manager"),
+        "staff": make.person("stan", is_staff=True),
+        "root": make.person("root", is_staff=True, is_superuser=True),
+    }
+    owner, now = people["annotator"], timezone.now()
+    judged = make.judge(make.lease(make.comparison(cats), owner, now), at=now)
+    held = make.lease(make.comparison(cats), owner, now)
+    key_of_anna, _ = keys.create(owner, "nightly", list(keys.SCOPES), now)
+    world = World(people, cats, held, judged, *_chat(owner), key_of_anna)
+    world.rows = _rows(world)
+    return world
+
+
+def _chat(owner: User) -> tuple[Conversation, Message, list[Message], Message]:
+    conversation = Conversation.objects.create(owner=owner)
+    question = Message.objects.create(conversation=conversation, role="user", content="Why?")
+    said = {"conversation": conversation, "parent": question, "role": "assistant", "adapter": adapters.base()}
+    answers = [Message.objects.create(**said, content=text) for text in ("Because.", "It depends.")]
+    question.comparison = {"left": str(answers[0].pk), "right": str(answers[1].pk), "choice": ""}
+    question.save()
+    other = Message.objects.create(conversation=conversation, role="user", content="How?")
+    reply = Message.objects.create(conversation=conversation, parent=other, role="assistant", adapter=adapters.base())
+    return conversation, question, answers, reply
+
+
+def _rows(world: World) -> dict[str, Model]:
+    root, now = world.people["root"], timezone.now()
+    deployment = adapters.deployment()
+    invitation = Invitation(role="annotator", expires_at=now + accounts.VALID_FOR)
+    accounts.prepare(invitation, root)
+    invitation.save()
+    snapshot = Snapshot.objects.create(
+        campaign=world.campaign, sha256="5" * 64, counts={"train": 1, "heldout": 0, "judgments": 1}
+    )
+    interval = IntervalSchedule.objects.create(every=1, period="days")
+    version = Adapter.objects.create(name="adapter-9-aaaaaa", sha256="a" * 64, base_sha256=folders.BASE_SHA256)
+    rows = [
+        root, Group.objects.create(name="helpers"), world.campaign, world.judgment, world.judgment.comparison.prompt,
+        invitation, version, deployment, world.key, snapshot, interval,
+        DeploymentEvent.objects.create(alias="current", generation=99, adapter=version),
+        Run.objects.create(campaign=world.campaign, snapshot=snapshot, method="dpo", status="failed"),
+        Policy.objects.create(campaign=world.campaign),
+        CrontabSchedule.objects.create(), PeriodicTask.objects.create(name="x", task="x", interval=interval),
+        AccessAttempt.objects.create(username="x", failures_since_start=1),
+        AccessLog.objects.create(username="x"), AccessFailureLog.objects.create(username="x"),
+    ]  # fmt: skip
+    return {row._meta.label_lower: row for row in rows}
