@@ -63,7 +63,7 @@ def _claim_once(
     paused = Membership.objects.filter(campaign=campaign, user=annotator, paused_at__isnull=False)
     people = User.objects.annotate(is_paused=Exists(paused)).select_for_update(no_key=True, of=("self",))
     is_paused = people.values_list("is_paused", flat=True).get(pk=annotator.pk)
-    held = list(_held(campaign, annotator, now)[:n])
+    held = _held(campaign, annotator, now, n)
     if campaign.status != Campaign.Status.ACTIVE or is_paused:
         return [], 0
     if len(held) == n:
@@ -76,14 +76,22 @@ def _claim_once(
     locking = candidates.select_for_update(skip_locked=skip_locked, of=("self",))
     locked = list(locking.values_list("pk", flat=True))
     # 3. A claim that ended between our look and our lock left new leases that only a new statement sees.
-    free = pairs.open_comparisons(campaign, annotator, now).filter(pk__in=locked).order_by("sort_key", "id")
-    found = list(free.select_related("prompt").prefetch_related("responses"))
-    return held + _mixed(found, campaign, annotator, now), len(locked)
+    found = campaign.comparisons.filter(pk__in=locked).select_related("prompt").prefetch_related("responses")
+    beside = list(Lease.objects.filter(comparison__in=locked, purpose=Purpose.LABEL, ended_at=None, expires_at__gt=now))
+    free = [comparison for comparison in found.order_by("sort_key", "id") if _wants_more(comparison, beside)]
+    return held + _mixed(free, campaign, annotator, now), len(locked)
 
 
-def _held(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Lease]:
-    mine = live(now).filter(annotator=annotator, comparison__campaign=campaign)
-    return with_contents(mine.exclude(purpose=Purpose.ADJUDICATION)).order_by("created_at", "pk")
+def _wants_more(comparison: Comparison, live: list[Lease]) -> bool:
+    n_leased = sum(lease.comparison_id == comparison.pk for lease in live)
+    return comparison.is_open and comparison.n_judgments + n_leased < comparison.n_wanted
+
+
+def _held(campaign: Campaign, annotator: User, now: datetime, n: int) -> list[Lease]:
+    mine = live(now).filter(annotator=annotator, comparison__campaign=campaign).exclude(purpose=Purpose.ADJUDICATION)
+    ids = list(mine.order_by("created_at", "pk").values_list("pk", flat=True)[:n])
+    # Mostly there are none: the contents are a question of their own.
+    return list(with_contents(Lease.objects.filter(pk__in=ids)).order_by("created_at", "pk")) if ids else []
 
 
 def _mixed(free: list[Comparison], campaign: Campaign, annotator: User, now: datetime) -> list[Lease]:

@@ -8,12 +8,13 @@ from datetime import datetime
 
 from celery import current_app
 from django.contrib.auth.models import User
-from django.db import transaction
-from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Coalesce, Now
+from django.db import connection, transaction
+from django.db.models import BooleanField, QuerySet
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Now
 
 from labeling import texts
-from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Lease, Prompt, Purpose, Response
+from labeling.models import Campaign, Comparison, ComparisonItem, Prompt, Response
 
 MAX_PAIRS = 6  # per prompt and round of candidates: all pairs of four
 # sort_key = round · ROUND + random: every prompt's first pair comes before any prompt's second one. 15 rounds fit.
@@ -126,20 +127,30 @@ def want_plan(campaign: Campaign) -> None:
         transaction.on_commit(lambda: current_app.send_task(PLAN_TASK, expires=PLAN_EXPIRES_SECONDS), robust=True)
 
 
+# Written out: it is asked for every vote, and the ORM takes longer to put it together than PostgreSQL to answer it.
+OPEN_TO = """
+    NOT EXISTS (
+        SELECT 1 FROM labeling_lease AS mine WHERE mine.comparison_id = labeling_comparison.id
+        AND mine.annotator_id = %s AND mine.ended_at IS NULL AND mine.expires_at > %s)
+    AND NOT EXISTS (
+        SELECT 1 FROM labeling_judgment AS said WHERE said.comparison_id = labeling_comparison.id
+        AND said.annotator_id = %s AND said.verdict <> 'retracted'
+        AND NOT EXISTS (SELECT 1 FROM labeling_judgment AS later WHERE later.supersedes_id = said.id))
+    AND labeling_comparison.n_judgments + (
+        SELECT count(*) FROM labeling_lease AS theirs WHERE theirs.comparison_id = labeling_comparison.id
+        AND theirs.annotator_id <> %s AND theirs.purpose = 'label'
+        AND theirs.ended_at IS NULL AND theirs.expires_at > %s) < labeling_comparison.n_wanted
+"""
+
+
 def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Comparison]:
     """What this person may be given: it wants more judgments than it has and others' live leases will bring, and this
     person neither holds a lease on it nor has judged or skipped it.
     """
-    live = Lease.objects.filter(comparison=OuterRef("pk"), ended_at=None, expires_at__gt=now, purpose=Purpose.LABEL)
-    mine = Judgment.objects.filter(comparison=OuterRef("pk"), annotator=annotator, superseded_by=None)
-    others = live.exclude(annotator=annotator).order_by().values("comparison").annotate(n=Count("pk")).values("n")
-    return (
-        campaign.comparisons.filter(is_open=True)
-        .filter(~Exists(live.filter(annotator=annotator)))
-        .filter(~Exists(mine.exclude(verdict=Judgment.Verdict.RETRACTED)))
-        .alias(n_leased=Coalesce(Subquery(others, output_field=IntegerField()), 0))
-        .filter(n_judgments__lt=F("n_wanted") - F("n_leased"))
-    )
+    moment = connection.ops.adapt_datetimefield_value(now)
+    values = (annotator.pk, moment, annotator.pk, annotator.pk, moment)
+    is_wanted = RawSQL(OPEN_TO, values, output_field=BooleanField())  # noqa: S611 - every value is a parameter
+    return campaign.comparisons.filter(is_wanted, is_open=True)
 
 
 def next_comparisons(campaign: Campaign, annotator: User, now: datetime, n: int) -> QuerySet[Comparison]:

@@ -1,7 +1,8 @@
 """Pairs to judge: claimed, held and let go of."""
 
+import functools
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.auth.models import User
 from django.utils import timezone
@@ -16,6 +17,7 @@ from labeling.models import Campaign, Lease, Purpose
 from serving.rendering import to_html
 
 MAX_LEASES = 4
+KEPT_CHARS = 10_000
 
 
 class ClaimRequest(Strict):
@@ -23,13 +25,13 @@ class ClaimRequest(Strict):
     undoable = serializers.BooleanField(default=True, help_text="whether to list what can be undone")
 
 
-class TurnShown(serializers.Serializer):
+class TurnLeased(serializers.Serializer):
     role = serializers.CharField()
     text = serializers.CharField()
     html = serializers.CharField(help_text="rendered from Markdown and sanitised")
 
 
-class ResponseShown(serializers.Serializer):
+class ResponseLeased(serializers.Serializer):
     id = serializers.IntegerField()
     text = serializers.CharField()
     html = serializers.CharField(help_text="rendered from Markdown and sanitised")
@@ -38,9 +40,9 @@ class ResponseShown(serializers.Serializer):
 class LeaseShown(serializers.Serializer):
     id = serializers.UUIDField()
     expires_at = serializers.DateTimeField()
-    messages = TurnShown(many=True)
+    messages = TurnLeased(many=True)
     order = serializers.ListField(child=serializers.IntegerField(), help_text="response ids from left to right")
-    responses = ResponseShown(many=True, help_text="in this order")
+    responses = ResponseLeased(many=True, help_text="in this order")
     practice = serializers.BooleanField(help_text="of the practice round: the answer to the judgment says the solution")
 
 
@@ -79,7 +81,10 @@ def lease_json(lease: Lease) -> dict[str, Any]:
 
 
 def _shown(text: str, **more: object) -> dict[str, object]:
-    return {**more, "text": text, "html": to_html(text)}
+    return {**more, "text": text, "html": _lately(text) if len(text) <= KEPT_CHARS else to_html(text)}
+
+
+_lately = functools.lru_cache(maxsize=512)(to_html)  # the same pair is shown to k people, one after the other
 
 
 def campaign_json(campaign: Campaign, user: User, n_leases: int) -> dict[str, Any]:
@@ -97,6 +102,9 @@ def campaign_json(campaign: Campaign, user: User, n_leases: int) -> dict[str, An
 
 
 class LeaseClaim(Endpoint):
+    scopes: ClassVar[dict[str, str]] = {"POST": "labels:write"}
+    throttle = "labeling"
+
     @extend_schema(request=ClaimRequest, responses=Claimed)
     def post(self, request: Request, slug: str) -> Response:
         """Up to n pairs to judge: those that you hold already, then new ones."""
@@ -115,6 +123,9 @@ class LeaseClaim(Endpoint):
 
 
 class LeaseRenew(Endpoint):
+    scopes: ClassVar[dict[str, str]] = {"POST": "labels:write"}
+    throttle = "labeling"
+
     @extend_schema(request=None, responses=Renewed)
     def post(self, request: Request, pk: uuid.UUID) -> Response:
         """Holds the pair for you a while longer. 409 lease_lost when somebody else has it by now."""
@@ -123,6 +134,9 @@ class LeaseRenew(Endpoint):
 
 
 class LeaseRelease(Endpoint):
+    scopes: ClassVar[dict[str, str]] = {"POST": "labels:write"}
+    throttle = "labeling"
+
     @extend_schema(request=None, responses={204: None})
     def post(self, request: Request, pk: uuid.UUID) -> Response:
         """Lets go of the pair, so that others can have it at once."""
