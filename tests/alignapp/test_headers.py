@@ -1,11 +1,15 @@
 """Every answer carries the headers that docs/security.md lists, whatever its status."""
 
+import re
+from pathlib import Path
+
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
 from tests.alignapp.test_urls import ADDRESSES
 
+ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN_IN = ("default-src", "frame-ancestors", "base-uri", "object-src")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -55,3 +59,12 @@ def test_it_keeps_cookies_from_scripts_and_from_other_sites(client: Client, sett
             cookie = answer.cookies[name]
             assert (cookie["samesite"], bool(cookie["secure"])) == ("Lax", is_secure)
         assert answer.cookies["sessionid"]["httponly"]
+
+
+def test_it_documents_every_header_and_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    documented = set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE))
+    assert documented == {*HEADERS, "Content-Security-Policy", "Permissions-Policy"}
+    named = set(re.findall(r"`((?:tests|serving)/[\w/]+\.py)`", text))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
