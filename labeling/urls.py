@@ -12,4 +12,5 @@ urlpatterns = [
     path("account/password/", PasswordChangeView.as_view(), name="password_change"),
     path("account/password/done/", PasswordChangeDoneView.as_view(), name="password_change_done"),
     path("campaigns/<slug:slug>/label/", views.label, name="label"),
+    path("preferences/", views.preferences, name="preferences"),
 ]

@@ -1,400 +1,342 @@
-// The comparison screen. Pairs come as leases from the API, two at a time: one is shown, the next waits, so that a key
-// press paints it at once. A judgment goes to the outbox first and to the server from there.
-import { ApiError, postJSON, requestHeaders, showError } from "./api.js";
-import { newKey, Outbox } from "./outbox.js";
-
-const $ = (selector) => document.querySelector(selector);
-const $$ = (selector) => [...document.querySelectorAll(selector)];
-const config = JSON.parse($("#label-config").textContent);
-const { strings, urls } = config;
-const panes = $$("#pair .label-pane");
-const outbox = new Outbox(config.person);
-
-const IDLE_MS = 10 * 60_000; // after this long without a sign of life, leases are left to run out
-const RETRY_MS = [1_000, 2_000, 5_000, 10_000, 30_000];
-const POLL_MS = { writing: 3_000, with_others: 10_000, finished: 30_000, empty: 30_000, paused: 30_000 };
+// The comparison screen: what is shown, what was chosen, and when it is over. Each part has a module of its own.
+import { showError } from "./api.js";
+import { attention } from "./attention.js";
+import { countJudgment, nJudged, uncountJudgment } from "./breaks.js";
+import { listen, toggleDialog } from "./keys.js";
+import { newKey } from "./outbox.js";
+import { $, $$, config, element, fill, say, strings } from "./page.js";
+import * as panes from "./panes.js";
+import * as practice from "./practice.js";
+import { showPrompt, togglePrompt, toggleThread } from "./prompt.js";
+import * as queue from "./queue.js";
+import * as ranking from "./ranking.js";
+import * as reasons from "./reasons.js";
+import * as rows from "./rows.js";
+import * as scale from "./scale.js";
 
 let current = null; // the lease on screen
-let ahead = []; // leases that come next
-let history = []; // client keys that can be undone, newest last
-let judged = new Set(); // leases judged here: never shown again unless undone
-let seen = new Set(); // panes of this pair that were in view
-let shownMs = 0; // how long this pair was visible, up to visibleSince
-let visibleSince = 0;
-let leaseSeconds = 120;
-let lastActivity = Date.now();
-let failures = 0;
-let timer = null; // the next look, when there is nothing to show or nobody answers
+let chosen = null; // the choice that waits for its confirmation: {verdict, action?, side?, strength?, ranks?}
 let isReady = false;
 let isUndoing = false;
+let awaited = null; // in practice: the client key whose answer is awaited
+let isPracticeOver = false;
 
 // --- showing ---------------------------------------------------------------------------------------------------------
 
-function show(lease) {
+/** Shows a comparison, or none; `said` is what was said of it before, when that was taken back. */
+function show(lease, said = null) {
+  const hadFocus = $("#bar").contains(document.activeElement) || document.activeElement === $("#pair");
   current = lease;
+  chosen = null;
+  awaited = null;
   $("#pair").hidden = !lease;
+  rows.closeRows();
+  practice.hideFeedback();
   showBar();
   if (!lease) return;
   showState(null);
-  $("#turns").replaceChildren(...lease.messages.map(turn));
-  foldEarlier(lease.messages.length > 1);
-  $("#excerpt").textContent = lease.messages.at(-1).text;
-  lease.responses.forEach((response, side) => setHtml(panes[side].querySelector(".prose"), response.html));
-  seen = new Set();
-  shownMs = 0;
-  visibleSince = performance.now();
+  panes.showPanes(lease.responses);
+  showPrompt(lease.messages);
+  practice.showPracticeNote(lease.practice);
+  scale.showScale(lease.order.length === 2);
+  scale.markChoice(null);
+  ranking.startRanking(lease.order.length, said?.ranks ? lease.order.map((id) => said.ranks[id]) : null);
+  reasons.startReasons(lease.responses, lease.order, said ?? {});
+  rows.setFlags(said?.flags ?? []);
+  if (said) restore(said);
   setReady(false);
   setTimeout(() => current === lease && setReady(true), config.minDwellMs);
+  $("#pair").setAttribute("aria-label", fill(strings.pair, { n: nJudged() + 1 }));
   scrollTo({ top: 0, behavior: "instant" });
-  $(".label-thread").scrollTop = $(".label-thread").scrollHeight;
-  for (const pane of panes) {
-    observer.unobserve(pane.firstElementChild); // observing anew reports at once what is in view
-    observer.observe(pane.firstElementChild);
-  }
+  if (hadFocus) $("#pair").focus({ preventScroll: true });
 }
 
-/** Before the minimal dwell nothing can be chosen. Not `disabled`: a focused button would lose its focus. */
+/** Puts a choice back as it was before it was taken back; where nothing is confirmed, it is only marked. */
+function restore(said) {
+  const side = current.order.indexOf(said.choice);
+  const isSame = (one) => one.verdict === said.verdict && (one.side ?? -1) === side && (one.strength ?? null) === (said.strength ?? null);
+  const known = $$("#scale [data-action]").map((button) => scale.choiceOf(button.dataset.action));
+  const choice = ranking.isRanking() ? ranking.ranking() : (known.find(isSame) ?? null);
+  if (!choice) return;
+  if (choice.action) scale.markChoice(choice.action);
+  if (!reasons.asksAnything() && !ranking.isRanking()) return;
+  chosen = choice;
+  reasons.restoreEdit(choice, said.edit);
+  if (reasons.asksAnything()) reasons.openReasons(choice);
+}
+
 function setReady(value) {
   isReady = value;
-  for (const button of $$("#bar [data-verdict]")) button.setAttribute("aria-disabled", String(!value));
-}
-
-/** Only for HTML that our server rendered and sanitised; everything else is text. */
-function setHtml(element, html) {
-  element.innerHTML = html;
-}
-
-function turn(message) {
-  const element = document.createElement("div");
-  const role = document.createElement("span");
-  const body = document.createElement("div");
-  element.className = `label-turn label-turn-${message.role}`;
-  role.className = "label-role";
-  role.textContent = config.roles[message.role];
-  body.className = "prose";
-  body.dir = "auto";
-  setHtml(body, message.html);
-  element.append(role, body);
-  return element;
-}
-
-/** Of a longer conversation only the last turn is shown at first. */
-function foldEarlier(isFolded) {
-  const earlier = [...$("#turns").children].slice(0, -1);
-  for (const element of earlier) element.hidden = isFolded;
-  $("#turns").classList.toggle("is-single", earlier.length === 0);
-  $("#earlier").hidden = !isFolded || earlier.length === 0;
-  $("#earlier").textContent = earlier.length === 1 ? strings.earlierOne : strings.earlier.replace("%(n)s", earlier.length);
+  scale.setScaleReady(value);
+  $("#rank-confirm").setAttribute("aria-disabled", String(!value || !chosen));
 }
 
 function showState(name) {
-  for (const element of $$("[data-state]")) element.hidden = element.dataset.state !== name;
+  for (const state of $$("[data-state]")) state.hidden = state.dataset.state !== name;
 }
 
 function showProgress({ judgments, wanted, mine }) {
   $("#progress").max = Math.max(1, wanted);
   $("#progress").value = judgments;
-  const values = { "%(done)s": judgments, "%(wanted)s": wanted, "%(mine)s": mine };
-  const text = strings.count.replace(/%\(\w+\)s/g, (name) => values[name]);
-  for (const element of $$("[data-counts]")) element.textContent = text;
-}
-
-/** A word in the bar, also for screen readers; it fades by itself. */
-function say(message) {
-  const word = document.createElement("span");
-  word.textContent = message;
-  $("#status").replaceChildren(word);
+  for (const counts of $$("[data-counts]")) counts.textContent = fill(strings.count, { done: judgments, wanted, mine });
 }
 
 function showNote(message, href = "") {
-  const note = $("#note");
-  note.hidden = !message;
-  note.replaceChildren(message);
-  if (href) note.append(" ", Object.assign(document.createElement("a"), { href, textContent: strings.login }));
+  $("#note").hidden = !message;
+  $("#note").replaceChildren(message);
+  if (href) $("#note").append(" ", element("a", { href, textContent: strings.login }));
   showBar();
 }
 
 /** Without a pair the bar holds what still matters: undo, and a note. */
 function showBar() {
-  $("#undo").disabled = history.length === 0;
+  $("#undo").disabled = !queue.canUndo();
   $("#bar").classList.toggle("is-idle", !current);
-  $("#bar").hidden = !current && history.length === 0 && $("#note").hidden;
+  if (!current) $("#reasons").hidden = true;
+  $("#bar").hidden = !current && !queue.canUndo() && $("#note").hidden;
 }
 
-const observer = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) seen.add(panes.indexOf(entry.target.parentElement));
-  markPane();
-});
+// --- choosing --------------------------------------------------------------------------------------------------------
 
-/** Where responses are stacked, the numbers in the bar say which one is being read. */
-function markPane() {
-  const isStacked = panes[1].offsetTop > panes[0].offsetTop;
-  const side = panes[1].getBoundingClientRect().top < innerHeight / 2 ? 1 : 0;
-  $$("#bar [data-pane]").forEach((button, number) => button.setAttribute("aria-current", isStacked && number === side));
+/** Whether a choice is accepted now; says why not where that is no accident. */
+function isOpenToChoice() {
+  if (!current || isUndoing || !isReady || awaited) return false;
+  if (panes.areAllSeen()) return true;
+  say(strings.readBoth);
+  return false;
 }
 
-function focusPane(side) {
-  panes[side].focus({ preventScroll: true });
-  panes[side].scrollIntoView({ block: "start", behavior: "smooth" });
+/** One of two: with nothing more to ask that is all, else it waits for its reasons; the same choice again confirms. */
+function choose(choice, since = performance.now()) {
+  if (!choice || !isOpenToChoice()) return;
+  const isSame = chosen?.action === choice.action;
+  chosen = choice;
+  if (!reasons.asksAnything() || isSame) return void confirm(since);
+  scale.markChoice(choice.action);
+  reasons.openReasons(choice);
 }
 
-// --- judging ---------------------------------------------------------------------------------------------------------
+/** A ranking is complete, or changed. */
+function rank() {
+  chosen = ranking.ranking();
+  $("#rank-confirm").setAttribute("aria-disabled", String(!chosen || !isReady));
+  if (chosen && reasons.asksAnything()) reasons.openReasons(chosen);
+  else reasons.closeReasons();
+}
 
-const visibleMs = () => Math.round(shownMs + (document.hidden ? 0 : performance.now() - visibleSince));
+function confirm(since = performance.now()) {
+  if (awaited || practice.isFeedbackShown() || !current) return goOn();
+  if (!chosen) return void say(ranking.isRanking() ? strings.rankAll : strings.chooseFirst);
+  if (!isOpenToChoice()) return;
+  reasons.finishEdits();
+  if (reasons.isIncomplete(chosen)) return;
+  commit({ ...said(chosen), ...reasons.reasonsFor(chosen, current.order) }, since);
+}
 
-function decide(button) {
-  if (!current || isUndoing || !isReady) return;
-  if (button.dataset.verdict !== "skip" && seen.size < panes.length) {
-    say(strings.readBoth);
-    return;
+/** A choice as it is posted. */
+function said({ verdict, side, strength, ranks }) {
+  if (verdict !== "preference") return { verdict };
+  if (ranks) return { verdict, ranks: Object.fromEntries(ranks.map((rank, place) => [current.order[place], rank])) };
+  return { verdict, choice: current.order[side], ...(strength ? { strength } : {}) };
+}
+
+function skip(reason) {
+  if (!current || isUndoing || awaited) return;
+  commit({ verdict: "skip", ...(reason ? { skip_reason: reason } : {}) }, performance.now());
+}
+
+function commit(choice, since) {
+  const lease = current;
+  const seen = attention.report();
+  const flags = rows.flagged();
+  const body = { ...choice, ...seen, ...(flags.length ? { flags } : {}), lease: lease.id, client_key: newKey(), order: lease.order };
+  const action = chosen?.action;
+  if (choice.verdict !== "skip") countJudgment(seen.shown_ms);
+  if (lease.practice) {
+    awaited = body.client_key;
+    rows.closeRows();
+    reasons.closeReasons();
+    setReady(false);
+  } else {
+    next(since);
   }
-  const { verdict, side, strength } = button.dataset;
-  const body = {
-    lease: current.id,
-    client_key: newKey(),
-    verdict,
-    order: current.order,
-    shown_ms: visibleMs(),
-  };
-  if (verdict === "preference") body.choice = current.order[Number(side)];
-  if (strength) body.strength = Number(strength);
-  outbox.add(body, current);
-  history.push(body.client_key);
-  judged.add(current.id);
-  flash(button);
+  if (action) scale.flash(action);
+  queue.post(body, lease);
   showBar();
-  next();
-  sync();
 }
 
-function flash(button) {
-  button.classList.add("is-chosen");
-  setTimeout(() => button.classList.remove("is-chosen"), 350);
-}
-
-function next() {
-  show(ahead.shift() ?? null);
-  if (!current) showState("loading");
+/** The next comparison, painted at once when it is in memory; how long that took is measured from the key press. */
+function next(since = null) {
+  show(queue.takeNext());
+  if (!current) return void showState("loading");
+  if (since === null) return;
+  requestAnimationFrame(() => setTimeout(() => performance.measure("label:next", { start: since, end: performance.now() })));
 }
 
 async function undo() {
-  if (isUndoing) return;
-  const key = history.pop();
-  showBar();
-  if (!key) return void say(strings.nothingToUndo);
+  if (isUndoing || awaited || practice.isFeedbackShown()) return;
+  if (!queue.canUndo()) return void say(strings.nothingToUndo);
   isUndoing = true;
-  try {
-    await syncing; // either it is saved by then, or it is still in the outbox
-    const waiting = outbox.get(key);
-    outbox.remove(key);
-    const lease = waiting ? waiting.lease : (await postJSON(urls.undo, { client_key: key })).lease;
-    comeBack(lease);
-  } catch (error) {
-    if (error instanceof ApiError && error.isTemporary) history.push(key);
-    showError(error);
-  } finally {
-    isUndoing = false;
-    showBar();
+  const back = await queue.takeBack();
+  isUndoing = false;
+  if (back?.lease) {
+    say(strings.undone);
+    if (back.body && back.body.verdict !== "skip") uncountJudgment();
+    if (current) queue.putBack(current);
+    show(back.lease, back.body);
+  } else if (back?.lease === null) {
+    say(strings.undoneGone);
   }
-}
-
-function comeBack(lease) {
-  say(lease ? strings.undone : strings.undoneGone);
-  if (!lease) return void sync();
-  judged.delete(lease.id);
-  if (current) ahead.unshift(current);
-  show(lease);
-}
-
-// --- the server ------------------------------------------------------------------------------------------------------
-
-let syncing = Promise.resolve();
-let isSyncing = false;
-let isAgain = false;
-
-/** Sends what waits in the outbox, then asks for pairs. One at a time; asked for meanwhile, it runs once more. */
-function sync() {
-  if (isSyncing) isAgain = true;
-  else syncing = run();
-  return syncing;
-}
-
-async function run() {
-  isSyncing = true;
-  clearTimeout(timer);
-  try {
-    do {
-      isAgain = false;
-      await sendAll();
-      if (ahead.length === 0) await refill();
-    } while (isAgain);
-    failures = 0;
-  } catch (error) {
-    handleFailure(error);
-  } finally {
-    isSyncing = false;
-  }
-}
-
-async function sendAll() {
-  for (let waiting = outbox.first(); waiting; waiting = outbox.first()) {
-    try {
-      await postJSON(urls.judge, waiting.body);
-      saved(waiting.body);
-    } catch (error) {
-      if (!(error instanceof ApiError) || error.isTemporary || error.needsLogin) throw error;
-      history = history.filter((key) => key !== waiting.body.client_key); // refused for good: say why, go on
-      showError(error);
-    }
-    outbox.remove(waiting.body.client_key);
-  }
-}
-
-function saved(body) {
-  const isBack = !$("#note").hidden;
-  showNote("");
-  if (isBack) say(strings.sent);
-  else say(body.verdict === "skip" ? strings.skipped : strings.saved);
-}
-
-async function refill() {
-  const answer = await postJSON(urls.claim, { n: 2 });
-  leaseSeconds = answer.lease_seconds;
-  if (history.length === 0) history = answer.undoable; // after a reload
   showBar();
-  showProgress(answer.progress);
-  const isKnown = (lease) => lease.id === current?.id || judged.has(lease.id) || outbox.hasLease(lease.id);
-  ahead = answer.leases.filter((lease) => !isKnown(lease));
-  showNote("");
-  if (current) return;
-  if (ahead.length) {
-    next();
-  } else if (outbox.size === 0) {
-    showState(answer.state === "ready" ? "with_others" : answer.state);
-    timer = setTimeout(sync, POLL_MS[answer.state] ?? 10_000);
-  }
 }
 
-function handleFailure(error) {
-  if (!(error instanceof ApiError)) throw error;
-  $("#status").replaceChildren();
-  if (error.needsLogin) showNote(strings.loginAgain, `${config.loginUrl}?next=${encodeURIComponent(location.pathname)}`);
-  else if (error.isTemporary && (outbox.size || current)) showNote(strings.offline);
-  if (!current) {
+// --- practice --------------------------------------------------------------------------------------------------------
+
+/** From feedback to the next pair, or to the summary; from there to the work. */
+function goOn() {
+  if (awaited && !practice.isFeedbackShown()) return; // the answer is on its way
+  if (!current) return void ($("[data-state='practised']").hidden || start());
+  const isEnd = isPracticeOver;
+  isPracticeOver = false;
+  if (!isEnd) return next();
+  practice.showSummary();
+  show(null);
+  showState("practised");
+  $("#practice-end").focus({ focusVisible: true });
+}
+
+function start() {
+  next();
+  queue.sync();
+}
+
+function answered(body, told) {
+  if (awaited !== body.client_key) return;
+  practice.showFeedback(told, body.verdict, body.order);
+  isPracticeOver = told.left === 0;
+}
+
+// --- what the queue tells --------------------------------------------------------------------------------------------
+
+Object.assign(queue.on, {
+  current: () => current ?? ($("[data-state='practised']").hidden ? null : { id: null }),
+  saved(body, answer) {
+    const isBack = !$("#note").hidden;
+    showNote("");
+    if (answer?.practice) return answered(body, answer.practice);
+    const sentence = body.verdict === "skip" ? strings.skipped : strings.saved;
+    if (answer?.surplus) say(strings.surplus);
+    else say(isBack ? strings.sent : sentence, { key: config.shown.undo });
+  },
+  claimed(answer) {
+    showBar();
+    showProgress(answer.progress);
+    showNote("");
+  },
+  arrived: () => next(),
+  nothing: (state) => showState(state),
+  lost(isElsewhere = false) {
+    say(isElsewhere ? strings.elsewhere : strings.lost);
+    next();
+    queue.sync();
+  },
+  failed(error, nWaiting) {
+    $("#status").replaceChildren();
+    const back = `${config.loginUrl}?next=${encodeURIComponent(location.pathname)}`;
+    if (error.needsLogin) showNote(strings.loginAgain, back);
+    else if (error.isTemporary && (nWaiting || current)) showNote(strings.offline);
+    else showError(error);
+    if (awaited && !practice.isFeedbackShown()) next(); // no feedback without a network; the judgment is kept
+    if (current) return;
     showState("failed");
     $("#failure").textContent = error.message;
-  }
-  const delay = RETRY_MS[Math.min(failures++, RETRY_MS.length - 1)];
-  if (error.isTemporary) timer = setTimeout(sync, delay);
-}
-
-async function renew() {
-  if (document.hidden || Date.now() - lastActivity > IDLE_MS) return;
-  for (const lease of [current, ...ahead].filter(Boolean)) {
-    try {
-      await postJSON(urls.renew.replace(config.nobody, lease.id));
-    } catch (error) {
-      if (error instanceof ApiError && [404, 409].includes(error.status)) loseLease(lease);
-    }
-  }
-  heartbeat = setTimeout(renew, (leaseSeconds * 1000) / 3);
-}
-
-function loseLease(lease) {
-  ahead = ahead.filter((other) => other.id !== lease.id);
-  if (current?.id !== lease.id) return;
-  say(strings.lost);
-  next();
-  sync();
-}
+  },
+});
 
 // --- people ----------------------------------------------------------------------------------------------------------
 
-let heartbeat = setTimeout(renew, 30_000);
-
-/** The letter or digit, whatever the keyboard's layout puts on the digit row. */
-function keyOf(event) {
-  const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code);
-  return digit && !event.shiftKey ? digit[1] : event.key.toLowerCase();
-}
-
-function isForUs(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.isComposing) return false;
-  return !event.target.closest?.("input, textarea, select, [contenteditable], [popover]");
-}
-
+const mirrored = document.dir === "rtl" ? -1 : 1;
+const chooseBy = (name) => (event) => (current && !ranking.isRanking() ? choose(scale.choiceOf(name), event.timeStamp) : false);
 const actions = {
-  z: undo,
-  backspace: undo,
-  g: () => toggle("guidelines"),
-  "?": () => toggle("help"),
-  p: () => { $("#prompt").open = !$("#prompt").open; },
-  t: () => foldEarlier(current.messages.length > 1 && $("#earlier").hidden),
-  arrowleft: () => focusPane(document.dir === "rtl" ? 1 : 0),
-  arrowright: () => focusPane(document.dir === "rtl" ? 0 : 1),
+  ...Object.fromEntries($$("#scale [data-action]").map(({ dataset }) => [dataset.action, chooseBy(dataset.action)])),
+  confirm: (event) => confirm(event.timeStamp),
+  skip: () => (rows.openRow() === "skip" ? skip("") : current && rows.toggleRow("skip")),
+  flag: () => current && rows.toggleRow("flag"),
+  undo,
+  edit: () => current && reasons.editBest(chosen),
+  reasons: () => (chosen && reasons.asksAnything() ? reasons.focusReasons() : say(reasons.asksAnything() ? strings.chooseFirst : strings.noReasons)),
+  criteria: () => (chosen ? reasons.cycleCriteria() : say(strings.chooseFirst)),
+  all_equal: () => ranking.rankAllEqual(),
+  diff: panes.toggleDiff,
+  raw: () => current && panes.toggleRaw(),
+  linked: panes.toggleLinked,
+  prompt: togglePrompt,
+  thread: () => current && current.messages.length > 1 && toggleThread(),
+  pane_before: () => panes.movePane(-mirrored),
+  pane_after: () => panes.movePane(mirrored),
+  scroll_up: () => panes.scrollPane({ lines: -1 }),
+  scroll_down: () => panes.scrollPane({ lines: 1 }),
+  page_up: () => panes.scrollPane({ pages: -1 }),
+  page_down: () => panes.scrollPane({ pages: 1 }),
+  guidelines: () => !$('[data-open="guidelines"]').hidden && toggleDialog("guidelines"),
+  help: () => toggleDialog("help"),
+  pause: () => toggleDialog("pause"),
 };
+actions.ranking_criteria = actions.criteria;
+if (!actions.both_bad) actions.both_bad = () => false;
+const pairBothBad = actions.both_bad;
+actions.both_bad = (event) => (ranking.isRanking() ? judgeAllBad() : pairBothBad(event));
 
-function toggle(id) {
-  const dialog = document.getElementById(id);
-  if (dialog.open) dialog.close();
-  else if (!$("dialog[open]")) dialog.showModal();
+function judgeAllBad() {
+  if (!config.asks.bothBad || !isOpenToChoice()) return;
+  chosen = { verdict: "both_bad" };
+  if (reasons.asksAnything()) reasons.openReasons(chosen);
+  else confirm();
 }
 
-document.addEventListener("keydown", (event) => {
-  if (!isForUs(event)) return;
-  const key = keyOf(event);
+const WITHOUT_PAIR = new Set(["guidelines", "help", "pause", "undo", "confirm"]);
+const bindings = () => config.keys[ranking.isRanking() && current ? "ranking" : "pair"];
+
+/** An open dialog has the keys for itself, but for the one that closes it. */
+function dialogKey(key) {
   const dialog = $("dialog[open]");
-  const button = $(`#bar [data-key="${CSS.escape(key)}"]`);
-  if (dialog && actions[key] && (key === "g" || key === "?")) actions[key]();
-  else if (dialog || $("#bar").hidden && !["g", "?", "z", "backspace"].includes(key)) return;
-  else if (button) decide(button);
-  else if (actions[key]) actions[key]();
-  else return;
+  if (!dialog) return !current && !WITHOUT_PAIR.has(bindings()[key]) ? "stop" : false;
+  if (bindings()[key] !== dialog.id) return "stop";
+  dialog.close();
+  return true;
+}
+
+listen({
+  bindings,
+  actions,
+  layers: [dialogKey, rows.rowKey, reasons.criteriaKey, (key) => Boolean(current) && ranking.rankingKey(key)],
+});
+scale.onChoice(choose);
+ranking.onRanking(rank);
+$("#skip-row").addEventListener("click", (event) => {
+  const button = event.target.closest("[data-skip]");
+  if (button) skip(button.dataset.skip);
+});
+for (const button of $$("[data-confirm]")) button.addEventListener("click", () => confirm());
+$("#rationale").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.repeat) return;
   event.preventDefault();
+  confirm(event.timeStamp);
 });
-
-$("#choices").addEventListener("click", (event) => {
-  const button = event.target.closest("[data-verdict]");
-  if (button) decide(button);
-});
+for (const area of $$(".label-editor textarea")) {
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) confirm(event.timeStamp);
+  });
+}
+$("#all-bad")?.addEventListener("click", judgeAllBad);
+$("#edit").addEventListener("click", () => reasons.editBest(chosen));
+$("#feedback-next").addEventListener("click", goOn);
+$("#practice-end").addEventListener("click", start);
 $("#undo").addEventListener("click", undo);
-$("#retry").addEventListener("click", () => { showState("loading"); sync(); });
-$("#earlier").addEventListener("click", () => foldEarlier(false));
-for (const button of $$("[data-open]")) button.addEventListener("click", () => toggle(button.dataset.open));
+$("#retry").addEventListener("click", () => { showState("loading"); queue.sync(); });
+for (const button of $$("[data-open]")) button.addEventListener("click", () => toggleDialog(button.dataset.open));
 for (const button of $$("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
-for (const button of $$("#bar [data-pane]")) button.addEventListener("click", () => focusPane(Number(button.dataset.pane)));
 for (const dialog of $$("dialog")) dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+addEventListener("focus", () => { if (!$("#note").hidden) queue.sync(); }); // back from logging in elsewhere
 
-addEventListener("scroll", markPane, { passive: true });
-for (const name of ["pointermove", "keydown", "scroll", "touchstart"]) addEventListener(name, signOfLife, { passive: true });
-addEventListener("online", sync);
-addEventListener("focus", () => { if (!$("#note").hidden) sync(); }); // back from logging in elsewhere
-
-function signOfLife() {
-  const wasIdle = Date.now() - lastActivity > IDLE_MS;
-  lastActivity = Date.now();
-  if (wasIdle) revive();
-}
-
-function revive() {
-  clearTimeout(heartbeat);
-  renew();
-}
-
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) shownMs += performance.now() - visibleSince;
-  else {
-    visibleSince = performance.now();
-    revive();
-  }
-});
-
-// A beacon cannot carry the CSRF header; a kept-alive fetch does the same and can.
-addEventListener("pagehide", () => {
-  for (const lease of [current, ...ahead].filter(Boolean)) {
-    fetch(urls.release.replace(config.nobody, lease.id), { method: "POST", keepalive: true, headers: requestHeaders() });
-  }
-});
-addEventListener("pageshow", (event) => { if (event.persisted) revive(); });
-
-sync();
+queue.sync();

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from benchmarks.site import Site
+from tests.browser.screens import Screens
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +38,12 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def screens(browser: Browser, live_server) -> Iterator[Screens]:
+    """Windows on the comparison screen, whose rows the test makes; a script error fails the test."""
+    screens = Screens(browser, live_server.url)
+    yield screens
+    screens.close()
+    assert not screens.errors, screens.errors

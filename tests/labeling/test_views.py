@@ -93,9 +93,9 @@ def _keys(page):
 ])  # fmt: skip
 def test_it_offers_the_buttons_of_the_scale(client, cats, anna, fields, keys):
     Campaign.objects.update(**fields)
-    assert _keys(_label(client)) == [*keys, "0", "s"]
+    assert _keys(_label(client)) == [*keys, "0"]
     Campaign.objects.update(allow_both_bad=False)
-    assert _keys(_label(client)) == [*keys, "s"]
+    assert _keys(_label(client)) == [*keys]
 
 
 def test_it_holds_no_inline_script_style_or_handler(client, anna):
