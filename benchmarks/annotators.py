@@ -35,15 +35,18 @@ def simulate(
     tie: float = -0.5,
     gold_share: float = 0.0,
     planted: Mapping[int, str] | None = None,
+    difference: Floats | None = None,
 ) -> Simulation:
     """Honest annotators have log-normal reliability (standard deviation `spread` of its logarithm) and side biases of 0.2
-    logits; `planted` maps an annotator to one of PLANTS. `scale` is the standard deviation of the difference in logits.
+    logits; `planted` maps an annotator to one of PLANTS. `scale` is the standard deviation of the difference in logits,
+    which is drawn unless `difference` (n_items,) is given.
     """
     reliability = np.exp(rng.normal(0, spread, n_annotators))
     bias = rng.normal(0, 0.2, n_annotators)
     for index, kind in (planted or {}).items():
         reliability[index], bias[index] = PLANTS[kind]
-    difference = rng.normal(0, scale, n_items)
+    if difference is None:
+        difference = rng.normal(0, scale, n_items)
     item = np.repeat(np.arange(n_items), overlap)
     annotator = np.argsort(rng.random((n_items, n_annotators)), axis=1)[:, :overlap].ravel()
     side = rng.choice([-1, 1], len(item))

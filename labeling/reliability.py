@@ -36,6 +36,7 @@ Ints = NDArray[np.int64]
 N_NODES = 24
 NODES = (np.arange(N_NODES) - (N_NODES - 1) / 2) * 0.35
 LOG_PRIOR = -(NODES**2) / 2 - logsumexp(-(NODES**2) / 2)
+MIN_SHARED = 30  # items; the scale of d from fewer would be little more than its prior
 WRONG_GOLD = 0.02  # how often a known answer is wrong
 KNOWN_TIE_WIDTH = 0.3  # of d / m where the known answer is a tie
 COMMON_MEANS = np.array([np.log(1.5), 0.0, -1.0])  # log m, b, τ of the typical annotator
@@ -65,9 +66,9 @@ class Votes:
 class SoftLabels:
     """One row per item, and the annotators behind them.
 
-    `label` is P(first is better) for training: the share of typical annotators who, having to choose and without a side
-    bias, would choose the first: E[σ(d)] given all votes. This is the probability that the Bradley–Terry loss of DPO fits
-    (Rafailov et al. 2023, equation 6), so disagreement stays in it. `better` is P(d > 0): how sure the votes are of the sign.
+    `label` is P(first is better), that is P(d > 0) given all votes: what training learns from. `preference` is E[σ(d)], the
+    share of typical annotators who, having to choose and without a side bias, would choose the first. (Models trained on it
+    rank as well but come out too timid: it is drawn to one half pair by pair, and pooling pairs is the model's own work.)
     `weight` is the number of votes by typical annotators that would say as much: the Fisher information about d in the votes
     that were given over that in one such vote. It is the number of votes where all are typical, and 0 where only people who
     click at random voted; the loss of a soft label with that weight is then the loss of that many votes.
@@ -77,7 +78,7 @@ class SoftLabels:
     """
 
     label: Floats
-    better: Floats
+    preference: Floats
     weight: Floats
     reliability: Floats
     reliability_error: Floats
@@ -138,9 +139,12 @@ def dawid_skene(
 
 
 def fit(votes: Votes) -> SoftLabels:
-    """The soft label and weight of every item, and the reliability of every annotator, under the model above."""
+    """The soft label and weight of every item, and the reliability of every annotator, under the model above.
+
+    With fewer than MIN_SHARED items that tell annotators apart, nothing is learned: see `SoftLabels`.
+    """
     if not _can_learn(votes):
-        return _shares(votes)
+        return share_votes(votes)
     posterior = _Posterior(votes)
     start = np.concatenate([COMMON_MEANS, np.zeros(3 * votes.n_annotators)])
     found = minimize(posterior.loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "maxcor": 20})
@@ -148,13 +152,14 @@ def fit(votes: Votes) -> SoftLabels:
 
 
 def _can_learn(votes: Votes) -> bool:
-    """Two people on one item, or a vote on an item whose answer is known."""
-    is_known = ~np.isnan(votes.known[votes.item])
+    """Enough items that two people voted on, or somebody whose answer is known."""
     pairs = np.unique(np.stack([votes.item, votes.annotator]), axis=1)
-    return bool(is_known.any() or np.bincount(pairs[0]).max(initial=0) > 1)
+    n_people = np.bincount(pairs[0], minlength=len(votes.known))
+    return int(((n_people > 1) | ((n_people > 0) & ~np.isnan(votes.known))).sum()) >= MIN_SHARED
 
 
-def _shares(votes: Votes) -> SoftLabels:
+def share_votes(votes: Votes) -> SoftLabels:
+    """Vote shares as labels (a tie counts half), every vote weighing the same: what `fit` falls back to."""
     n_items = len(votes.known)
     n = np.bincount(votes.item, minlength=n_items).astype(float)
     total = np.bincount(votes.item, (np.sign(votes.value) + 1) / 2, minlength=n_items)
@@ -197,8 +202,8 @@ class _Posterior:
         one_vote = weights @ _information(*_probabilities(typical))[0, 1]  # (I,), nobody's side
         given = np.bincount(self.item, (weights[self.item] * said).sum(axis=1), minlength=len(weights))
         return SoftLabels(
-            label=weights @ expit(scale * NODES),
-            better=weights @ (NODES > 0),
+            label=weights @ (NODES > 0),
+            preference=weights @ expit(scale * NODES),
             weight=given / one_vote,
             reliability=gamma,
             reliability_error=self._errors(parameters, weights),

@@ -19,6 +19,7 @@ STRICT = 0.999  # of intervals that must clear a limit by themselves: chance alo
 ALMOST_ALWAYS = 0.75
 Z = 1.96
 LOW_RELIABILITY = 0.6  # of the typical annotator's; a person below it who is above chance is weak, not suspect
+NEAR_CHANCE = 0.3  # a vote of such reliability says less than a tenth of a typical one (the square of it)
 MIN_VOTES = 20
 
 
@@ -50,8 +51,8 @@ def find_suspects(votes: Votes, labels: SoftLabels, is_fast: ArrayLike | None = 
 
     - ONE_SIDE, ALWAYS_TIE, TOO_FAST: the 99.9 % interval of the share of such votes lies above three quarters (for TOO_FAST:
       above one half). ALWAYS_TIE only where the typical annotator calls a tie less than half of the time.
-    - INVERTED: the 95 % interval of γ lies below 0. RANDOM: it holds 0 and lies below LOW_RELIABILITY, and neither of the
-      shares explains it. Both want MIN_VOTES votes on pairs that others voted on too or whose answer is known.
+    - INVERTED: the 95 % interval of γ lies below 0. RANDOM: it holds 0 and lies below LOW_RELIABILITY, or all of it
+      lies below NEAR_CHANCE, and neither of the shares explains it. Both want MIN_VOTES votes on pairs that others voted on too or whose answer is known.
     """
     fast = np.zeros(len(votes.item), dtype=bool) if is_fast is None else np.asarray(is_fast, dtype=bool)
     tie_shares = [np.mean(votes.value[votes.annotator == a] == 0) for a in np.unique(votes.annotator)]
@@ -113,7 +114,7 @@ def _unreliable(
         return None
     gamma, error = float(labels.reliability[annotator]), float(labels.reliability_error[annotator])
     low, high = gamma - Z * error, gamma + Z * error
-    is_chance = low <= 0 <= high < LOW_RELIABILITY and not explained
+    is_chance = (low <= 0 <= high < LOW_RELIABILITY or 0 <= high < NEAR_CHANCE) and not explained
     if high >= 0 and not is_chance:
         return None
     kind = Kind.RANDOM if is_chance else Kind.INVERTED

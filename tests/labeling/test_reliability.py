@@ -107,12 +107,12 @@ def test_it_beats_majority_and_dawid_skene(seed: int):
     made = simulate(np.random.default_rng(seed), 1200, 10, 3, planted=planted)
     truth, votes = made.difference > 0, made.votes
     soft = reliability.fit(votes)
-    share = reliability._shares(votes).label
+    share = reliability.share_votes(votes).label
     skene = reliability.dawid_skene(votes.item, votes.annotator, votes.value.astype(int) + 1, 3).posterior
     skene_better = skene[:, 2] + skene[:, 1] / 2
     by_majority = np.where(share == 0.5, 0.5, (share > 0.5) == truth)  # a draw is right half of the time
-    assert np.mean((soft.better > 0.5) == truth) > by_majority.mean()
-    assert log_loss(soft.better, truth) < min(log_loss(share, truth), log_loss(skene_better, truth))
+    assert np.mean((soft.label > 0.5) == truth) > by_majority.mean()
+    assert log_loss(soft.label, truth) < min(log_loss(share, truth), log_loss(skene_better, truth))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -120,10 +120,10 @@ def test_it_predicts_what_a_typical_annotator_would_choose(seed: int):
     """Against the probabilities behind the votes: closer than vote shares (Brier), and calibrated in the large."""
     made = simulate(np.random.default_rng(seed), 1500, 12, 3)
     target = 1 / (1 + np.exp(-made.difference))
-    soft, share = reliability.fit(made.votes), reliability._shares(made.votes)
-    assert np.mean((soft.label - target) ** 2) < 0.75 * np.mean((share.label - target) ** 2)
-    upper = soft.label > 0.6
-    assert soft.label[upper].mean() == pytest.approx(target[upper].mean(), abs=0.05)
+    soft, share = reliability.fit(made.votes), reliability.share_votes(made.votes)
+    assert np.mean((soft.preference - target) ** 2) < 0.75 * np.mean((share.label - target) ** 2)
+    upper = soft.preference > 0.6
+    assert soft.preference[upper].mean() == pytest.approx(target[upper].mean(), abs=0.05)
 
 
 def test_it_weighs_by_the_number_of_votes_among_equals():
@@ -201,7 +201,19 @@ def test_it_falls_back_to_vote_shares_when_nothing_tells_annotators_apart():
 
 
 def test_it_does_not_learn_from_a_person_who_agrees_with_themselves():
-    assert not reliability.fit(some_votes([(0, 0, 1, 1), (0, 0, 1, -1)])).is_learned
+    twice = [(item, 0, 1.0, side) for item in range(100) for side in (1, -1)]
+    assert not reliability.fit(some_votes(twice)).is_learned
+
+
+@pytest.mark.parametrize(("n_shared", "is_learned"), [(29, False), (30, True)])
+@pytest.mark.parametrize("by_gold", [False, True], ids=["shared pairs", "gold"])
+def test_it_learns_once_enough_pairs_tell_annotators_apart(n_shared: int, is_learned: bool, by_gold: bool):
+    rows = [(item, 0, 1.0, 1) for item in range(100)]
+    known = dict.fromkeys(range(n_shared), 1.0) if by_gold else {}
+    rows += [] if by_gold else [(item, 1, 1.0, -1) for item in range(n_shared)]
+    found = reliability.fit(some_votes(rows, known))
+    assert found.is_learned == is_learned
+    assert (found.label > 0.5).all()
 
 
 @pytest.mark.parametrize("rows", [[], [(0, 0, 1, 1)]], ids=["no votes", "one vote"])
@@ -232,5 +244,5 @@ def test_it_believes_a_known_answer_over_a_vote():
             known=np.append(others.known, [1.0, 0.0]),
         )
     )
-    assert found.better[500] > 0.9
+    assert found.label[500] > 0.9
     assert found.label[501] == pytest.approx(0.5, abs=0.1)

@@ -150,18 +150,25 @@ def test_it_labels_by_vote_shares_without_overlap(cats: Campaign):
 
 
 def test_it_labels_as_the_reviewer_decided_and_leaves_gold_out(cats: Campaign):
-    gold, disputed, decided, anna = *(make.comparison(cats) for _ in range(3)), make.person()
+    people = [make.person() for _ in range(3)]
+    gold, disputed, decided, *others = (make.comparison(cats) for _ in range(3 + reliability.MIN_SHARED))
     Comparison.objects.filter(pk=gold.pk).update(gold_ranks={str(pk): i for i, pk in enumerate(ids_of(gold))})
-    say(gold, anna, 0, purpose=Purpose.GOLD)
-    say(disputed, anna, 0)
-    say(disputed, make.person(), 1)
-    say(disputed, make.person(), 1, purpose=Purpose.ADJUDICATION)
-    say(decided, make.person(), 0, purpose=Purpose.ADJUDICATION)
+    say(gold, people[0], 0, purpose=Purpose.GOLD)
+    for number, comparison in enumerate(others):
+        for person in people:
+            say(comparison, person, 0, left=number % 2)
+    say(disputed, people[0], 0)
+    say(disputed, people[1], 1)
+    for comparison in (disputed, decided):
+        say(comparison, make.person(), 1, purpose=Purpose.ADJUDICATION)
     found = votes.soft_labels(cats)
-    assert found.keys() == {ids_of(disputed), ids_of(decided)}
-    assert found[ids_of(disputed)][0] < 0.4
-    assert found[ids_of(decided)][0] > 0.6
-    assert found[ids_of(decided)][1] == 1
+    assert ids_of(gold) not in found
+    assert len(found) == 2 + len(others)
+    assert found[ids_of(disputed)][0] < 0.1
+    assert found[ids_of(disputed)][1] >= 1
+    assert found[ids_of(decided)] == (pytest.approx(0.02, abs=0.01), 1)
+    assert found[ids_of(others[0])][0] > 0.9
+    assert found[ids_of(others[0])][1] == pytest.approx(3, rel=0.5)
 
 
 def test_it_labels_by_a_decision_without_any_vote(cats: Campaign):
