@@ -188,6 +188,9 @@ class Prompt(models.Model):
     )
     candidates_claimed_at = models.DateTimeField(null=True, blank=True)
     candidates_attempts = models.PositiveSmallIntegerField(default=0)
+    candidates_round = models.PositiveSmallIntegerField(
+        default=0, help_text="how often candidates were asked for again; seeds go by it"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

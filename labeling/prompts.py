@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from labeling import texts
 from labeling.errors import Invalid
@@ -89,4 +89,5 @@ def want_candidates(prompts: QuerySet[Prompt]) -> int:
     Prompts being written now are left alone, and so are those of campaigns that sample none: they would wait forever.
     """
     idle = prompts.exclude(candidates_state="claimed").filter(campaign__n_candidates__gt=0)
-    return idle.update(candidates_state="wanted", candidates_attempts=0)
+    again = F("candidates_round") + 1  # other seeds than before, also where nothing came of those
+    return idle.update(candidates_state="wanted", candidates_attempts=0, candidates_round=again)

@@ -120,8 +120,9 @@ def plan(prompt: Prompt) -> list[Draft]:
 
 
 def _seed(prompt: Prompt, index: int) -> int:
-    """Fixed by prompt, responses so far, attempt and index: reproducible; a retry or a new round says something else."""
-    text = f"{prompt.sha256}:{prompt.responses.count()}:{prompt.candidates_attempts}:{index}"
+    """Fixed by prompt, round, responses so far, attempt and index: reproducible; a retry or a new round says something else."""
+    said = f"{prompt.candidates_round}:{prompt.responses.count()}:{prompt.candidates_attempts}"
+    text = f"{prompt.sha256}:{said}:{index}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1  # 31 bits: vLLM takes a C int
 
 

@@ -74,6 +74,55 @@ def test_it_does_not_pair_near_identical_responses_nor_those_from_elsewhere():
     assert pairs.make_comparisons(prompt) == []
 
 
+@pytest.mark.parametrize(("size", "n"), [(3, 4), (4, 1)])
+def test_it_groups_three_or_four_candidates_for_a_ranking(size, n):
+    prompt = _candidates(make.campaign(group_size=size))
+    made = pairs.make_comparisons(prompt)
+    assert len(made) == n
+    assert all(len(_members(comparison)) == size for comparison in made)
+    assert len({comparison.content_key for comparison in made}) == n
+    assert [list(c.items.values_list("index", flat=True)) for c in made] == [list(range(size))] * n
+    assert pairs.make_comparisons(prompt) == []
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_it_drops_groups_with_near_identical_responses(size):
+    prompt = _candidates(make.campaign(group_size=size))
+    copy = responses.add_response(prompt, "TWO birds fly!")
+    original = prompt.responses.get(text=TEXTS[1])
+    made = pairs.make_comparisons(prompt)
+    assert made
+    assert not any({copy.pk, original.pk} <= _members(comparison) for comparison in made)
+    assert any(copy.pk in _members(comparison) for comparison in made)
+
+
+def test_it_groups_nothing_where_too_few_responses_differ():
+    prompt = _candidates(make.campaign(group_size=3), 2)
+    responses.add_response(prompt, "ONE fish")
+    assert pairs.make_comparisons(prompt) == []
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_it_repeats_groups_and_their_order_for_the_same_seed(size):
+    prompt = _candidates(make.campaign(group_size=size), 6)
+    found = []
+    for seed in (7, 7, 8):
+        found.append([(c.content_key, c.sort_key) for c in pairs.make_comparisons(prompt, seed=seed)])
+        prompt.comparisons.all().delete()
+    assert len(found[0]) == pairs.MAX_PAIRS
+    assert found[0] == found[1] != found[2]
+
+
+def test_it_leaves_the_first_keys_to_plans():
+    campaign = make.campaign()
+    for _ in range(20):
+        pairs.make_comparisons(_candidates(campaign))
+    keys = set(campaign.comparisons.values_list("sort_key", flat=True))
+    assert min(keys) >= pairs.PLANNED
+    assert max(keys) < pairs.MAX_PAIRS * pairs.ROUND < 2**31
+    assert len(keys) == 120
+
+
 def test_it_offers_what_is_open_to_a_person_only():
     campaign = make.campaign()
     anna, ben = make.person("anna", campaign), make.person("ben", campaign)

@@ -64,7 +64,7 @@ def test_it_asks_again_but_not_for_prompts_being_written():
     Prompt.objects.filter(pk=claimed.pk).update(candidates_state="claimed")
     assert prompts.want_candidates(campaign.prompts.all()) == 1
     failed.refresh_from_db()
-    assert (failed.candidates_state, failed.candidates_attempts) == ("wanted", 0)
+    assert (failed.candidates_state, failed.candidates_attempts, failed.candidates_round) == ("wanted", 0, 1)
 
 
 @pytest.mark.django_db

@@ -17,6 +17,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from labeling.models import Campaign, Prompt, Response
+from labeling.prompts import want_candidates
 from serving import adapters, client
 from serving.locks import only_one
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
@@ -173,6 +174,20 @@ def test_it_asks_with_other_seeds_when_asked_again(campaign: Campaign) -> None:
     first = {draft.seed for draft in candidates.plan(prompt)}
     add_comparison(prompt)  # its responses are there; "ask again" sets the attempts back to zero
     assert not first & {draft.seed for draft in candidates.plan(prompt)}
+
+
+def test_it_asks_with_other_seeds_after_a_prompt_failed_without_any_response(campaign: Campaign) -> None:
+    prompt = add_prompt(campaign, wants_candidates=True)
+    seeds: set[int] = set()
+    for asked in range(3):
+        Prompt.objects.filter(pk=prompt.pk).update(candidates_state="failed")
+        assert want_candidates(campaign.prompts.all()) == 1
+        for _attempt in range(MAX_ATTEMPTS):
+            claimed = candidates.claim(NOW)
+            assert claimed == prompt
+            seeds |= {draft.seed for draft in candidates.plan(claimed)}
+            Prompt.objects.filter(pk=prompt.pk).update(candidates_state="wanted")
+        assert len(seeds) == (asked + 1) * MAX_ATTEMPTS * campaign.n_candidates
 
 
 def test_it_lets_a_run_have_the_processor_while_people_have_enough_to_judge(campaign: Campaign) -> None:
