@@ -289,6 +289,13 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "0.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api",
+    "ENUM_NAME_OVERRIDES": {
+        "Verdict": "labeling.models.Judgment.Verdict",
+        "GivenVerdict": "labeling.api.judgments.GivenVerdict",
+        "Scale": "labeling.models.Campaign.Scale",
+        "CriterionScale": "labeling.choices.CRITERION_SCALES",
+        "Role": "labeling.models.Membership.Role",
+    },
     "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "alignapp.api_docs.add_errors"],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
 }

@@ -32,6 +32,13 @@ def campaigns(user: Person) -> QuerySet[Campaign]:
     return Campaign.objects.filter(memberships__user=user)
 
 
+def managed_campaigns(user: User) -> QuerySet[Campaign]:
+    """The campaigns in which this person may change everything."""
+    if is_administrator(user):
+        return Campaign.objects.all()
+    return Campaign.objects.filter(memberships__user=user, memberships__role=Membership.Role.MANAGER)
+
+
 def get_campaign(user: Person, slug: str) -> Campaign:
     """Raises Http404 unless this person may see it."""
     return get_object_or_404(campaigns(user), slug=slug)
@@ -69,3 +76,8 @@ def get_lease(user: User, pk: object) -> Lease:
 def get_judgment(user: User, client_key: object) -> Judgment:
     """A judgment of this person; Http404 otherwise. Also of a campaign that they have left: it is theirs."""
     return get_object_or_404(Judgment, annotator=user, client_key=client_key)
+
+
+def may_create_campaigns(user: User) -> bool:
+    """Administrators, and those who manage a campaign already."""
+    return is_administrator(user) or managed_campaigns(user).exists()

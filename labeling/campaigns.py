@@ -3,10 +3,11 @@
 from datetime import datetime
 
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError
 from django.utils.translation import gettext as _
 
+from labeling import judgments
 from labeling.errors import Frozen, Refused
 from labeling.models import Campaign, Guidelines, Judgment, Membership
 
@@ -19,6 +20,31 @@ class LastManager(Refused):
 
 class AlreadyMember(Refused):
     code = "already_member"
+
+
+class SlugTaken(Refused):
+    code = "slug_taken"
+
+
+def create(campaign: Campaign, guidelines: str, by: User, now: datetime) -> Campaign:
+    """Stores a campaign that was checked, with its first guidelines; whoever makes it manages it. Raises SlugTaken."""
+    try:
+        with transaction.atomic():
+            campaign.save(force_insert=True)
+            Membership.objects.create(campaign=campaign, user=by, role=Membership.Role.MANAGER)
+            publish_guidelines(campaign, guidelines, by, now)
+    except IntegrityError as error:
+        raise SlugTaken(_("There is a campaign “%(slug)s” already. Choose another slug.") % vars(campaign)) from error
+    return campaign
+
+
+def change(campaign: Campaign) -> None:
+    """Stores a campaign's settings that were checked; what is open follows from them."""
+    with transaction.atomic():
+        old = Campaign.objects.select_for_update(of=("self",)).get(pk=campaign.pk)
+        campaign.save()
+        if (old.overlap, old.max_overlap) != (campaign.overlap, campaign.max_overlap):
+            judgments.reopen(campaign)
 
 
 def publish_guidelines(campaign: Campaign, text: str, by: User | None, now: datetime) -> Guidelines:
@@ -88,11 +114,11 @@ def delete(campaign: Campaign) -> None:
     from must stay to be looked up.
     """
     with transaction.atomic():
-        judgments = Judgment.objects.filter(comparison__campaign=campaign)
-        if judgments.filter(frozen_at__isnull=False).exists():
+        said = Judgment.objects.filter(comparison__campaign=campaign)
+        if said.filter(frozen_at__isnull=False).exists():
             raise Frozen(_refusal(campaign))
-        judgments.update(supersedes=None)  # chains of revisions protect themselves
-        judgments.delete()
+        said.update(supersedes=None)  # chains of revisions protect themselves
+        said.delete()
         try:
             campaign.delete()
         except ProtectedError as error:

@@ -10,6 +10,7 @@ from labeling.errors import Invalid
 from labeling.models import Campaign, Judgment
 
 Verdict = Judgment.Verdict
+THUMBS = (Verdict.GOOD, Verdict.BAD)
 FLAGS = ("unsafe", "private_data", "broken_prompt")
 SKIP_REASONS = ("unsure", "too_long", "language", "expertise", "uncomfortable", "other")
 CRITERION_SCALES = ("seven", "three", "binary", "rating")
@@ -61,7 +62,9 @@ class Choice:
 
 def check(campaign: Campaign, choice: Choice) -> None:
     """Raises Invalid when the choice is not one that the campaign offers; the message says what it does offer."""
-    if choice.verdict == Verdict.PREFERENCE:
+    if len(choice.order) == 1 or choice.verdict in THUMBS:
+        _check_thumb(choice)
+    elif choice.verdict == Verdict.PREFERENCE:
         _check_preference(campaign, choice)
     elif choice.chosen is not None or choice.strength is not None or choice.ranks is not None:
         raise Invalid(_("Only a preference has a chosen response, ranks or a strength."))
@@ -69,7 +72,7 @@ def check(campaign: Campaign, choice: Choice) -> None:
         raise Invalid(_("This campaign does not offer ties."))
     if choice.verdict == Verdict.BOTH_BAD and not campaign.allow_both_bad:
         raise Invalid(_("This campaign does not offer “both bad”."))
-    if choice.verdict not in (Verdict.PREFERENCE, Verdict.TIE, Verdict.BOTH_BAD, Verdict.SKIP):
+    if choice.verdict not in (*THUMBS, Verdict.PREFERENCE, Verdict.TIE, Verdict.BOTH_BAD, Verdict.SKIP):
         raise Invalid(_("verdict must be preference, tie, both_bad or skip."))
     _check_reasons(campaign, choice)
     _check_edit(campaign, choice)
@@ -78,6 +81,13 @@ def check(campaign: Campaign, choice: Choice) -> None:
             _check_criterion(criterion, choice)
     if unknown := set(choice.criteria) - {criterion["key"] for criterion in campaign.criteria}:
         raise Invalid(_("This campaign has no criterion %(key)s.") % {"key": sorted(unknown)[0][:40]})
+
+
+def _check_thumb(choice: Choice) -> None:
+    """One response is good or bad, whatever the campaign's scale; several are compared."""
+    is_bare = choice.chosen is None and choice.strength is None and choice.ranks is None
+    if len(choice.order) != 1 or choice.verdict not in (*THUMBS, Verdict.SKIP) or not is_bare:
+        raise Invalid(_("A single response is good or bad, or skipped; two or more are compared."))
 
 
 def _check_preference(campaign: Campaign, choice: Choice) -> None:

@@ -10,9 +10,10 @@ from functools import wraps
 from typing import Any, ClassVar
 
 from django.core.exceptions import PermissionDenied
-from django.http import Http404
+from django.http import Http404, HttpRequest, JsonResponse
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import exceptions, serializers
 from rest_framework.renderers import JSONRenderer
@@ -89,6 +90,13 @@ def _headers(error: exceptions.APIException) -> dict[str, str]:
     if getattr(error, "wait", None):
         headers["Retry-After"] = str(math.ceil(error.wait))
     return headers
+
+
+@csrf_exempt
+def nothing_here(request: HttpRequest, rest: str) -> JsonResponse:
+    """Programs get JSON also where no address is."""
+    message = _("There is no such address. They all end with a slash; /api/docs/ lists them.")
+    return JsonResponse({"error": {"code": "not_found", "message": message}}, status=404)
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None, **more: Any) -> Response:

@@ -1,5 +1,7 @@
 """Responses from elsewhere, on their way in."""
 
+from typing import ClassVar
+
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -28,6 +30,9 @@ class ImportReport(serializers.Serializer):
 
 
 class ImportPairs(Endpoint):
+    scopes: ClassVar[dict[str, str]] = {"POST": "imports:write"}
+    throttle = "transfers"
+
     @extend_schema(request=ImportRequest, responses={201: ImportReport, 200: ImportReport})
     def post(self, request: Request, slug: str) -> Response:
         """Responses from elsewhere, to be compared here. The report says what was refused and why."""

@@ -1,10 +1,11 @@
 """Judgments: said, changed and taken back."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from django.db.models import TextChoices
+from django.db.models import QuerySet, TextChoices
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -13,6 +14,7 @@ from rest_framework.response import Response
 from labeling import access, choices, gold, judgments, texts
 from labeling.api.base import MAX_INTEGER, Endpoint, Strict, parse
 from labeling.api.leases import LeaseShown, lease_json
+from labeling.api.lists import IntegerFilter, ListEndpoint
 from labeling.models import Judgment, Purpose
 
 MAX_LISTED = 50
@@ -120,6 +122,63 @@ class Stored(serializers.Serializer):
     practice = PracticeShown(required=False, help_text="in the practice round only")
 
 
+class JudgmentShown(serializers.ModelSerializer):
+    """What its author may see of a judgment: not why they were asked, which would tell the pairs with a known answer."""
+
+    campaign = serializers.SlugField(source="comparison.campaign.slug")
+    surplus = serializers.BooleanField(source="is_surplus")
+    edit = serializers.CharField(source="edit.text", default=None, allow_null=True)
+    ranks = serializers.DictField(child=serializers.IntegerField())
+    order = serializers.ListField(child=serializers.IntegerField())
+    tags = serializers.ListField(child=serializers.CharField())
+    flags = serializers.ListField(child=serializers.CharField())
+    criteria = serializers.DictField(child=serializers.JSONField())
+
+    class Meta:
+        model = Judgment
+        fields: tuple[str, ...] = (
+            "id", "client_key", "campaign", "comparison", "verdict", "ranks", "strength", "order", "reason", "tags",
+            "criteria", "flags", "skip_reason", "edit", "shown_ms", "surplus", "created_at",
+        )  # fmt: skip
+
+
+class CampaignJudgmentShown(JudgmentShown):
+    """With who said it and why they were asked; for managers."""
+
+    annotator = serializers.CharField(source="annotator.username", required=False)
+    attention = serializers.DictField(child=serializers.JSONField(), required=False)
+
+    class Meta(JudgmentShown.Meta):
+        fields = (
+            *JudgmentShown.Meta.fields, "annotator", "purpose", "repeat", "guidelines_version", "attention", "frozen_at",
+        )  # fmt: skip
+        extra_kwargs: ClassVar[dict[str, Any]] = {
+            name: {"required": False} for name in ("purpose", "repeat", "guidelines_version", "frozen_at")
+        }
+
+
+class JudgmentFilter(filters.FilterSet):
+    campaign = filters.CharFilter(field_name="comparison__campaign__slug", help_text="its slug")
+    comparison = IntegerFilter()
+    verdict = filters.ChoiceFilter(choices=Judgment.Verdict.choices)
+    after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gte")
+    before = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="lt")
+
+    class Meta:
+        model = Judgment
+        fields = ("campaign", "comparison", "verdict", "after", "before")
+
+
+class CampaignJudgmentFilter(JudgmentFilter):
+    campaign = None
+    annotator = filters.CharFilter(field_name="annotator__username", help_text="a user name")
+    purpose = filters.ChoiceFilter(choices=Purpose.choices)
+
+    class Meta:
+        model = Judgment
+        fields = ("comparison", "verdict", "after", "before", "annotator", "purpose")
+
+
 class Undone(serializers.Serializer):
     lease = LeaseShown(allow_null=True, help_text="null when the pair went to somebody else")
 
@@ -160,7 +219,20 @@ def practice_json(judgment: Judgment) -> dict[str, Any]:
     }
 
 
-class JudgmentCreate(Endpoint):
+class JudgmentList(ListEndpoint):
+    scopes: ClassVar[dict[str, str]] = {"GET": "labels:read", "POST": "labels:write"}
+    throttle = "labeling"
+    serializer_class = JudgmentShown
+    filterset_class = JudgmentFilter
+
+    def rows(self) -> QuerySet[Judgment]:
+        mine = judgments.in_force().filter(annotator=access.person(self.request))
+        return mine.select_related("comparison__campaign", "edit")
+
+    def get(self, request: Request) -> Response:
+        """Your own judgments in force."""
+        return self.listed()
+
     @extend_schema(request=JudgmentRequest, responses={201: Stored})
     def post(self, request: Request) -> Response:
         """Stores a judgment. Sending it again with the same client_key changes nothing."""
@@ -171,7 +243,25 @@ class JudgmentCreate(Endpoint):
         return Response(stored_json(judgment), status=201)
 
 
+class CampaignJudgments(ListEndpoint):
+    scopes: ClassVar[dict[str, str]] = {"GET": "labels:read"}
+    serializer_class = CampaignJudgmentShown
+    filterset_class = CampaignJudgmentFilter
+
+    def rows(self) -> QuerySet[Judgment]:
+        campaign = access.get_managed_campaign(access.person(self.request), self.kwargs["slug"])
+        said = judgments.in_force().filter(comparison__campaign=campaign)
+        return said.select_related("comparison__campaign", "annotator", "edit")
+
+    def get(self, request: Request, slug: str) -> Response:
+        """Everybody's judgments in force, for managers."""
+        return self.listed()
+
+
 class JudgmentRevise(Endpoint):
+    scopes: ClassVar[dict[str, str]] = {"POST": "labels:write"}
+    throttle = "labeling"
+
     @extend_schema(request=RevisionRequest, responses={201: Stored})
     def post(self, request: Request) -> Response:
         """Replaces a judgment of yours: another choice, or the same one with reasons. Send all of it, not the change."""
@@ -182,6 +272,9 @@ class JudgmentRevise(Endpoint):
 
 
 class JudgmentUndo(Endpoint):
+    scopes: ClassVar[dict[str, str]] = {"POST": "labels:write"}
+    throttle = "labeling"
+
     @extend_schema(request=UndoRequest, responses=Undone)
     def post(self, request: Request) -> Response:
         """Takes a judgment of yours back. `lease` is the pair to judge again, null when somebody else has it by now."""

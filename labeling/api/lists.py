@@ -8,6 +8,7 @@ from django.utils.translation import gettext as _
 from django_filters import rest_framework as filters
 from rest_framework import exceptions
 from rest_framework.generics import GenericAPIView
+from rest_framework.mixins import ListModelMixin
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -89,7 +90,7 @@ class KnownFilters(filters.DjangoFilterBackend):
         return super().filter_queryset(request, queryset, view)
 
 
-class ListEndpoint(Endpoint, GenericAPIView):
+class ListEndpoint(Endpoint, ListModelMixin, GenericAPIView):
     """A list: `rows()` are those that this person may see, `serializer_class` their JSON."""
 
     filter_backends: ClassVar[Any] = [KnownFilters]
@@ -106,6 +107,6 @@ class ListEndpoint(Endpoint, GenericAPIView):
         return self.rows()
 
     def listed(self) -> Response:
-        """The page that the request asks for."""
+        """The page that the request asks for (the mixin tells the schema that it is a list)."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset()))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)

@@ -31,7 +31,8 @@ export const getJSON = (url, options = {}) => request(url, options);
 export const postJSON = (url, body = {}, options = {}) =>
   request(url, { ...options, method: "POST", body: JSON.stringify(body) });
 
-async function request(url, { headers = {}, ...options } = {}) {
+/** Any other method: `options` as of fetch, `body` a JSON text. */
+export async function request(url, { headers = {}, ...options } = {}) {
   let response;
   try {
     response = await fetch(url, { credentials: "same-origin", ...options, headers: { ...requestHeaders(options), ...headers } });

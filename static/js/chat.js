@@ -1,5 +1,6 @@
 // The chat page. The server renders every turn; this sends questions, shows answers as they grow, and passes on choices.
 import { ApiError, getJSON, postJSON, requestHeaders, showError, toast } from "./api.js";
+import { storeChoice, storeRating } from "./chat_feedback.js";
 
 const $ = (id) => document.getElementById(id);
 const chat = $("chat");
@@ -157,6 +158,8 @@ async function rate(button) {
   for (const other of button.parentElement.querySelectorAll("[data-rate]")) {
     other.setAttribute("aria-pressed", String(Number(other.dataset.rate) === rating));
   }
+  const article = button.closest("article");
+  if (article.dataset.status === "complete") await storeRating(article.dataset.answer, rating);
 }
 
 async function regenerate(button) {
@@ -189,22 +192,14 @@ async function choose(button) {
   }
 }
 
-/** True when it was stored; false when this pair can never be judged (identical answers), which is said. */
+/** True when it was stored. */
 async function judge(box, choice) {
   if (choice === "none") return false;
   const { left, right, clientKey } = box.dataset;
   const isPreference = choice === "left" || choice === "right";
   const body = { messages: [left, right], client_key: clientKey, verdict: isPreference ? "preference" : choice };
   if (isPreference) body.choice = box.dataset[choice];
-  try {
-    await postJSON(chat.dataset.comparisonUrl, body);
-  } catch (error) {
-    if (!(error instanceof ApiError) || ![400, 409].includes(error.status)) throw error;
-    showError(error);
-    return false;
-  }
-  toast(chat.dataset.saved, { kind: "ok" });
-  return true;
+  return storeChoice(body);
 }
 
 $("toggle-compare").addEventListener("click", () => {

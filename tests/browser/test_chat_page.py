@@ -173,11 +173,52 @@ def test_it_compares_two_versions_blindly_and_saves_the_choice(page: Page, engin
     assert OTHER not in page.locator("#thread").inner_html()
     better.focus()
     page.keyboard.press("Enter")
+    page.get_by_role("button", name="Yes, learn from it").click()
     expect(page.locator("#thread").get_by_text("your choice")).to_be_visible()
     expect(page.locator("#thread").get_by_text(OTHER)).to_be_visible()
     expect(page.locator("#thread").get_by_text("Saved as a judgment")).to_be_visible()
     page.reload()
     expect(page.locator("#thread").get_by_text("your choice")).to_be_visible()
+
+
+def test_it_learns_from_thumbs_once_the_person_agrees(page: Page) -> None:
+    switch = page.get_by_role("switch", name="Learn from my thumbs and choices")
+    expect(switch).to_be_visible()
+    if switch.get_attribute("aria-checked") == "true":  # agreed to in an earlier test
+        switch.click()
+        expect(switch).to_have_attribute("aria-checked", "false")
+    ask(page, f"Is this {time.monotonic()} good?")
+    good, bad = page.get_by_label("Good answer"), page.get_by_label("Bad answer")
+    good.click()
+    expect(page.get_by_role("dialog")).to_contain_text("you can withdraw this at any time")
+    page.keyboard.press("Escape")  # is a no
+    expect(good).to_have_attribute("aria-pressed", "true")
+    assert _judged(page) == []
+
+    switch.click()
+    expect(switch).to_have_attribute("aria-checked", "true")
+    with page.expect_response("**/api/chat/ratings/"):
+        bad.click()
+    assert _judged(page) == ["bad"]
+    with page.expect_response("**/api/chat/ratings/"):
+        good.click()
+    assert _judged(page) == ["good"]
+    with page.expect_response("**/api/chat/ratings/"):
+        good.click()  # pressed again: taken back
+    assert _judged(page) == []
+    expect(good).to_have_attribute("aria-pressed", "false")
+
+    with page.expect_response("**/api/chat/ratings/"):
+        good.click()
+    switch.click()
+    expect(page.get_by_text("Taken back: 1")).to_be_visible()
+    assert _judged(page) == []
+
+
+def _judged(page: Page) -> list[str]:
+    """Verdicts in force on single answers, newest first."""
+    listed = page.request.get("/api/judgments/?campaign=chat").json()["results"]
+    return [judgment["verdict"] for judgment in listed if len(judgment["order"]) == 1]
 
 
 def test_it_says_that_the_model_server_is_starting(page: Page, engine: ScriptedEngine) -> None:

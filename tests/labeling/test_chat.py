@@ -3,7 +3,7 @@ import uuid
 import pytest
 from django.urls import reverse
 
-from labeling import judgments, pairs
+from labeling import chat, judgments, pairs
 from labeling.models import Campaign, Comparison, Judgment, Prompt
 from serving.models import Adapter, Conversation, Message
 from tests.labeling import make
@@ -13,7 +13,9 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def anna():
-    return make.person("anna")
+    user = make.person("anna")
+    chat.give_consent(user, make.NOW)
+    return user
 
 
 @pytest.fixture
@@ -92,13 +94,13 @@ def test_it_stores_a_retry_once(client, anna, answers):
 def test_it_gives_nobody_elses_chat_to_label(client, anna, answers):
     client.force_login(anna)
     _choose(client, answers)
-    chat = Campaign.objects.get(slug="chat")
+    private = Campaign.objects.get(slug="chat")
     root = make.person("root", is_superuser=True)
-    assert not pairs.open_comparisons(chat, root, make.NOW).exists()
+    assert not pairs.open_comparisons(private, root, make.NOW).exists()
     judgments.undo(Judgment.objects.get(), make.NOW)
-    assert not pairs.open_comparisons(chat, root, make.NOW).exists()
-    judgments.reopen(chat)
-    assert not pairs.open_comparisons(chat, root, make.NOW).exists()
+    assert not pairs.open_comparisons(private, root, make.NOW).exists()
+    judgments.reopen(private)
+    assert not pairs.open_comparisons(private, root, make.NOW).exists()
 
 
 def _stream(answers):
@@ -122,11 +124,11 @@ def _give_away(answers):
 
 
 @pytest.mark.parametrize(("spoil", "why"), [
-    (_stream, "Both answers must be complete"),
+    (_stream, "Only complete answers"),
     (_move, "the same question"),
     (_repeat, "nothing to compare"),
     (_forget, "not known which version"),
-    (_give_away, "your own conversation"),
+    (_give_away, "no answer of your own conversation"),
 ])  # fmt: skip
 def test_it_refuses_and_leaves_nothing_behind(client, anna, answers, spoil, why):
     spoil(answers)
@@ -150,3 +152,94 @@ def test_it_refuses_a_second_choice_between_the_same_answers(client, anna, answe
     response = _choose(client, answers[::-1])
     assert response.status_code == 400
     assert "already" in response.json()["error"]["message"]
+
+
+# --- thumbs -----------------------------------------------------------------------------------------------------------
+def _rate(client, answer, verdict, **fields):
+    body = {"message": answer.pk, "client_key": uuid.uuid4(), "verdict": verdict, **fields}
+    return client.post(reverse("chat_rating"), body, content_type="application/json")
+
+
+def test_it_turns_a_thumb_into_a_judgment_with_its_version(client, anna, answers, versions):
+    client.force_login(anna)
+    judged = _rate(client, answers[1], "good").json()["judgment"]
+    judgment = Judgment.objects.get(pk=judged)
+    [row] = judgment.comparison.responses.all()
+    assert (judgment.verdict, judgment.purpose, judgment.ranks) == ("good", "chat", {})
+    assert (judgment.order, row.adapter, row.text) == ([row.pk], versions[1], "Light is scattered.")
+    assert judgment.comparison.prompt.messages[-1]["content"] == "Why is the sky blue?"
+    assert not judgment.comparison.is_open
+
+
+def test_it_revises_a_thumb_that_changes(client, anna, answers):
+    client.force_login(anna)
+    for verdict in ("good", "good", "bad", "good"):
+        _rate(client, answers[0], verdict)
+    assert [row.verdict for row in Judgment.objects.all()] == ["good", "bad", "good"]
+    assert [row.supersedes_id for row in Judgment.objects.all()][1:] == [row.pk for row in Judgment.objects.all()][:-1]
+    assert judgments.in_force().get().verdict == "good"
+
+
+def test_it_takes_a_thumb_back(client, anna, answers):
+    client.force_login(anna)
+    assert _rate(client, answers[0], "none").json() == {"judgment": None}
+    assert not Prompt.objects.exists()  # there was nothing, and nothing was stored
+    _rate(client, answers[0], "bad")
+    assert _rate(client, answers[0], "none").json() == {"judgment": None}
+    assert not judgments.in_force().exists()
+    _rate(client, answers[0], "good")
+    assert judgments.in_force().get().verdict == "good"
+
+
+def test_it_keeps_a_thumb_and_a_choice_apart(client, anna, answers):
+    client.force_login(anna)
+    _choose(client, answers)
+    _rate(client, answers[0], "bad")
+    assert sorted(row.verdict for row in judgments.in_force()) == ["bad", "preference"]
+    assert Comparison.objects.count() == 2
+
+
+@pytest.mark.parametrize("verdict", ["tie", "preference", "skip", ""])
+def test_it_refuses_what_is_no_thumb(client, anna, answers, verdict):
+    client.force_login(anna)
+    assert _rate(client, answers[0], verdict).status_code == 400
+    assert not Judgment.objects.exists()
+
+
+def test_it_refuses_thumbs_on_other_peoples_answers(client, anna, answers):
+    ben = make.person("ben")
+    chat.give_consent(ben, make.NOW)
+    client.force_login(ben)
+    assert _rate(client, answers[0], "good").status_code == 400
+    assert not Prompt.objects.exists()
+
+
+# --- consent ----------------------------------------------------------------------------------------------------------
+def _consent(client, consent):
+    return client.put(reverse("chat_consent"), {"consent": consent}, content_type="application/json")
+
+
+def test_it_stores_nothing_without_consent(client, anna, answers):
+    client.force_login(anna)
+    _consent(client, consent=False)
+    for refused in (_choose(client, answers), _rate(client, answers[0], "good")):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "consent_wanted")
+    assert not any(model.objects.exists() for model in (Campaign, Prompt, Comparison, Judgment))
+    assert _consent(client, consent=True).json()["consent_at"]
+    assert _rate(client, answers[0], "good").status_code == 200
+
+
+def test_it_takes_back_what_nobody_learned_from_when_consent_is_withdrawn(client, anna, answers):
+    client.force_login(anna)
+    _rate(client, answers[0], "good")
+    Judgment.objects.update(frozen_at=make.NOW)
+    _rate(client, answers[1], "bad")
+    assert _consent(client, consent=False).json() == {"consent_at": None, "retracted": 1}
+    assert judgments.in_force().get().verdict == "good"
+    assert client.get(reverse("chat_consent")).json() == {"consent_at": None}
+
+
+def test_it_keeps_the_time_of_the_first_consent(client, anna):
+    client.force_login(anna)
+    assert chat.give_consent(anna, make.later(60)) == make.NOW
+    assert client.get(reverse("chat_consent")).json()["consent_at"] == "2026-03-01T12:00:00Z"
