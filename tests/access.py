@@ -19,7 +19,7 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from labeling import accounts
-from labeling.models import Campaign, Invitation, Judgment, Lease
+from labeling.models import Campaign, Invitation, Judgment, Lease, Preferences
 from serving import adapters, keys
 from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
 from tests.labeling import make
@@ -50,6 +50,7 @@ class Row(NamedTuple):
     post: str
     args: Callable[[World], list[Any]] = lambda world: []
     body: Callable[[World], dict[str, Any]] = lambda world: {}
+    others: dict[str, str] = {}  # by method, where there is more than GET and POST
 
 
 def told(codes: str) -> dict[str, str]:
@@ -87,6 +88,30 @@ def key(world: World) -> list[Any]:
     return [world.key.pk]
 
 
+def of_campaign(*more: Any) -> Callable[[World], list[Any]]:
+    return lambda world: [world.campaign.slug, *more]
+
+
+def comparison(world: World) -> list[Any]:
+    return [world.judgment.comparison_id]
+
+
+def dispute(world: World) -> list[Any]:
+    return [world.campaign.slug, world.judgment.comparison_id]
+
+
+def prompt(world: World) -> list[Any]:
+    return [world.judgment.comparison.prompt_id]
+
+
+def annotator(world: World) -> list[Any]:
+    return [world.campaign.slug, world.people["annotator"].pk]
+
+
+def membership(world: World) -> list[Any]:
+    return [world.campaign.slug, world.campaign.memberships.get(user=world.people["reviewer"]).pk]
+
+
 def row_of(model: str) -> Callable[[World], list[Any]]:
     return lambda world: [world.rows[model].pk]
 
@@ -102,6 +127,11 @@ NO_ENDPOINT = "401 405 405 405 405 405 405 405"
 API_MEMBERS = "401 404 404 200 200 200 200 200"
 API_ANNA = {"stranger": "401"}
 PAIR = {"prompt": "Why?", "responses": [{"text": "a"}, {"text": "b"}]}
+OWN = "401 200 200 200 200 200 200 200"
+MANAGERS = "L 404 404 403 403 200 200 200"
+REVIEWERS = "L 404 404 403 200 200 200 200"
+GOLD = "401 404 404 404 404 204 204 204"
+API_MANAGERS = "401 404 404 403 403 200 200 200"
 ADMINS = "L L L L L L 200 200"
 ROOT = "L L L L L L 403 200"
 NO_ADMIN_PAGE = "L L L L L L 405 405"
@@ -128,7 +158,7 @@ MATRIX: dict[str, Row] = {
     "lease_renew": Row(NO_ENDPOINT, anna("200", **API_ANNA), lease),
     "lease_release": Row(NO_ENDPOINT, anna("204", **API_ANNA), lease),
     "judgment_create": Row(
-        NO_ENDPOINT, anna("201", **API_ANNA), body=lambda world: {**_judgment(world), "lease": world.lease.pk}
+        OWN, anna("201", **API_ANNA), body=lambda world: {**_judgment(world), "lease": world.lease.pk}
     ),
     "judgment_revise": Row(
         NO_ENDPOINT,
@@ -147,6 +177,52 @@ MATRIX: dict[str, Row] = {
             "verdict": "tie",
         },
     ),
+    "own_preferences": Row(OWN, NO_ENDPOINT, others={"patch": OWN}),
+    "chat_consent": Row(OWN, NO_ENDPOINT, others={"put": OWN.replace("200", "400")}),  # nothing said
+    "chat_rating": Row(NO_ENDPOINT, OWN.replace("200", "400")),  # nothing said
+    "preferences": Row(LOGGED_IN, LOGGED_IN),
+    "my_statistics": Row(LOGGED_IN, "405"),
+    # a campaign by the API; 400 and 404 stand for those who may, but said nothing, or ask for what was not made yet
+    "campaign_list": Row(OWN, "401 403 403 403 403 400 400 400"),
+    "campaign_detail": Row(API_MEMBERS, NO_ENDPOINT, slug, others={"patch": API_MANAGERS}),
+    "guidelines_list": Row(API_MEMBERS, API_MANAGERS.replace("200", "400"), slug),
+    "member_list": Row(API_MANAGERS, NO_ENDPOINT, slug),
+    "member_detail": Row(
+        NO_ENDPOINT,
+        NO_ENDPOINT,
+        of_campaign("rita"),
+        others={"put": API_MANAGERS.replace("200", "400"), "delete": API_MANAGERS.replace("200", "204")},
+    ),
+    "prompt_list": Row(API_MANAGERS, API_MANAGERS.replace("200", "400"), slug),
+    "prompt_responses": Row("401 404 404 404 404 200 200 200", "401 404 404 404 404 400 400 400", prompt),
+    "campaign_responses": Row(API_MANAGERS, NO_ENDPOINT, slug),
+    "comparison_list": Row(API_MEMBERS, API_MANAGERS.replace("200", "400"), slug),
+    "comparison_detail": Row(API_MEMBERS, NO_ENDPOINT, comparison),
+    "comparison_gold": Row(
+        NO_ENDPOINT, NO_ENDPOINT, comparison, others={"put": OWN.replace("200", "400"), "delete": GOLD}
+    ),
+    "comparison_decide": Row(NO_ENDPOINT, "401 404 404 403 404 404 404 404", comparison),
+    "campaign_judgments": Row(API_MANAGERS, NO_ENDPOINT, slug),
+    "campaign_statistics": Row(API_MANAGERS.replace("200", "404"), NO_ENDPOINT, slug),
+    "api_nothing_here": Row("404", "404", lambda world: ["x"]),
+    # a campaign's own pages
+    "campaign_dashboard": Row(MANAGERS, "405", slug),
+    "campaign_annotators": Row(MANAGERS, "405", slug),
+    "campaign_annotator": Row(MANAGERS, "405", annotator),
+    "campaign_leaderboard": Row(REVIEWERS, "405", slug),
+    "campaign_disputes": Row(REVIEWERS, "405", slug),
+    "adjudicate": Row(REVIEWERS, REVIEWERS.replace("200", "422"), dispute),
+    "decision_undo": Row("405", "L 404 404 403 404 404 404 404", dispute),
+    "gold_set": Row("405", REVIEWERS.replace("200", "302"), dispute),
+    "campaign_gold": Row(REVIEWERS, "405", slug),
+    "campaign_settings": Row(MANAGERS, MANAGERS, slug),
+    "campaign_delete": Row("405", "L 404 404 403 403 403 302 302", slug),
+    "campaign_guidelines": Row(MANAGERS, MANAGERS, slug),
+    "guidelines_version": Row(MANAGERS.replace("200", "404"), "405", of_campaign(1)),
+    "campaign_members": Row(MANAGERS, MANAGERS, slug),
+    "member_invite": Row("405", MANAGERS.replace("200", "422"), slug),
+    "member_change": Row("405", MANAGERS.replace("200", "302"), membership),
+    "invitation_revoke": Row("405", MANAGERS.replace("200", "404"), of_campaign(1)),
     # chat
     "chat": Row(LOGGED_IN, NO_PAGE),
     "chat_current": Row(LOGGED_IN, NO_PAGE),
@@ -226,6 +302,8 @@ def make_world() -> World:
         "root": make.person("root", is_staff=True, is_superuser=True),
     }
     owner, now = people["annotator"], timezone.now()
+    for person in people.values():
+        Preferences.objects.create(user=person, chat_consent_at=now)
     judged = make.judge(make.lease(make.comparison(cats), owner, now), at=now)
     held = make.lease(make.comparison(cats), owner, now)
     key_of_anna, _ = keys.create(owner, "nightly", list(keys.SCOPES), now)

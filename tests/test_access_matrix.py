@@ -57,7 +57,7 @@ def _ask(client: Client, method: str, address: str, body: object = None) -> str:
         if method == "get":
             answer = client.get(address)
         else:
-            answer = client.post(address, body or {}, content_type="application/json")
+            answer = getattr(client, method)(address, body or {}, content_type="application/json")
         transaction.set_rollback(True)
     return _said(answer)
 
@@ -84,10 +84,17 @@ def test_it_knows_every_model_of_the_admin() -> None:
 def test_it_gives_everybody_what_is_theirs(name: str, world: World, clients: dict[str, Client]) -> None:
     row = MATRIX[name]
     address = reverse(name, args=row.args(world))
-    for method, wanted in (("get", row.get), ("post", row.post)):
+    for method, wanted in {"get": row.get, "post": row.post, **row.others}.items():
         body = row.body(world) if method == "post" else None
         told = {person: _ask(clients[person], method, address, body) for person in PEOPLE}
         assert told == access.told(wanted), f"{method.upper()} {name}"
+
+
+def test_it_knows_every_method_of_the_api(world: World, clients: dict[str, Client]) -> None:
+    for name, row in MATRIX.items():
+        address = reverse(name, args=row.args(world))
+        for method in {"put", "patch", "delete"} - row.others.keys() if address.startswith("/api/") else ():
+            assert _ask(clients["root"], method, address) in {"404", "405"}, f"{method.upper()} {name}"
 
 
 @pytest.mark.parametrize("model", ADMIN)
