@@ -51,8 +51,9 @@ def find_suspects(votes: Votes, labels: SoftLabels, is_fast: ArrayLike | None = 
 
     - ONE_SIDE, ALWAYS_TIE, TOO_FAST: the 99.9 % interval of the share of such votes lies above three quarters (for TOO_FAST:
       above one half). ALWAYS_TIE only where the typical annotator calls a tie less than half of the time.
-    - INVERTED: the 95 % interval of γ lies below 0. RANDOM: it holds 0 and lies below LOW_RELIABILITY, or all of it
-      lies below NEAR_CHANCE, and neither of the shares explains it. Both want MIN_VOTES votes on pairs that others voted on too or whose answer is known.
+    - INVERTED: γ lies below −NEAR_CHANCE, its 95 % interval below 0. RANDOM: otherwise, when the interval lies below
+      LOW_RELIABILITY and reaches 0, or lies below NEAR_CHANCE altogether, and neither of the shares explains it. Both want
+      MIN_VOTES votes on pairs that others voted on too or whose answer is known.
     """
     fast = np.zeros(len(votes.item), dtype=bool) if is_fast is None else np.asarray(is_fast, dtype=bool)
     tie_shares = [np.mean(votes.value[votes.annotator == a] == 0) for a in np.unique(votes.annotator)]
@@ -114,10 +115,11 @@ def _unreliable(
         return None
     gamma, error = float(labels.reliability[annotator]), float(labels.reliability_error[annotator])
     low, high = gamma - Z * error, gamma + Z * error
-    is_chance = (low <= 0 <= high < LOW_RELIABILITY or 0 <= high < NEAR_CHANCE) and not explained
-    if high >= 0 and not is_chance:
+    is_inverted = high < 0 and gamma < -NEAR_CHANCE
+    is_chance = high < LOW_RELIABILITY and (low <= 0 or high < NEAR_CHANCE) and not explained
+    if not is_inverted and not is_chance:
         return None
-    kind = Kind.RANDOM if is_chance else Kind.INVERTED
+    kind = Kind.INVERTED if is_inverted else Kind.RANDOM
     evidence = _explain(kind, compared, float(np.nanmean(agrees)), gamma, low, high)
     return lambda annotator: Suspect(annotator, kind, gamma, low, high, len(compared), evidence)
 

@@ -25,6 +25,13 @@ def test_it_finds_a_random_clicker_an_always_left_and_an_inverted_one(seed: int)
     assert found == {0: Kind.RANDOM, 1: Kind.ONE_SIDE, 2: Kind.INVERTED}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_it_calls_many_random_clicks_random_however_they_fall(seed: int):
+    """With 1,500 votes an interval is so narrow that it may well miss 0 on either side."""
+    votes = simulate(np.random.default_rng(seed), 6000, 12, 3, spread=0.25, planted={0: "random"}).votes
+    assert [(suspect.annotator, suspect.kind) for suspect in find(votes)] == [(0, Kind.RANDOM)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_finds_them_by_gold_where_nobody_shares_a_pair(seed: int):
     votes = simulate(np.random.default_rng(seed), 4800, 8, 1, spread=0.2, gold_share=0.6, planted=PLANTED).votes
