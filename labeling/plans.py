@@ -110,7 +110,8 @@ def strategy_of(campaign: Campaign, pool: Sequence[Item]) -> selection.Choices:
     if campaign.strategy == Strategy.UNCERTAINTY:
         return selection.most_uncertain(difference, is_last)
     past = material.deltas(judged)
-    return selection.d_optimal(first - second, difference, selection.fisher(past, past @ theta), is_last)
+    information = selection.fisher(past, past @ theta)
+    return selection.d_optimal(first - second, difference, information, is_last, linear.ridge(len(theta)))
 
 
 def _diverse(material: Material, pool: Sequence[Item], judged: Sequence[Choice]) -> selection.Choices:
