@@ -104,14 +104,14 @@ class PercentField(forms.FloatField):
         super().__init__(widget=forms.NumberInput(attrs={"step": 1, "inputmode": "decimal"}), **kwargs)
 
     def prepare_value(self, value: Any) -> Any:
-        return round(value * 100, 4) if isinstance(value, float | int) and not isinstance(value, bool) else value
+        return f"{value * 100:g}" if isinstance(value, float | int) else value
 
     def clean(self, value: Any) -> float | None:
         number = super().clean(value)
         return None if number is None else number / 100
 
     def has_changed(self, initial: Any, data: Any) -> bool:
-        return super().has_changed(self.prepare_value(initial), data)
+        return super().has_changed(None if initial is None else float(self.prepare_value(initial)), data)
 
 
 class LinesField(forms.CharField):

@@ -5,13 +5,16 @@ from datetime import datetime
 
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, PositiveIntegerField, Q, Sum
+from django.db.models.functions import Greatest
 
 from labeling import access, judgments, leases, pairs
 from labeling.models import Campaign, Judgment, Membership
 
 LATELY_SECONDS = 5
 WRITING = Q(candidates_state__in=("wanted", "claimed"))
+# Of one comparison; a dispute that was settled wants less than it got.
+ASKED_FOR = Greatest("n_wanted", "n_judgments", output_field=PositiveIntegerField())
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Progress:
 def of_campaign(campaign: Campaign, user: User) -> Progress:
     """Three queries, whatever the campaign's size."""
     pairs = campaign.comparisons.filter(gold_ranks__isnull=True).aggregate(
-        n=Count("pk"), done=Sum("n_judgments", default=0), wanted=Sum("n_wanted", default=0)
+        n=Count("pk"), done=Sum("n_judgments", default=0), wanted=Sum(ASKED_FOR, default=0)
     )
     prompts = campaign.prompts.aggregate(
         n=Count("pk"),

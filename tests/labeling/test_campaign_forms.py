@@ -26,7 +26,7 @@ def test_it_reads_shares_lists_and_numbers_as_people_write_them():
     assert campaign.reason_tags == ["clearer", "safer"]
     assert campaign.temperatures == [0.2, 0.4]
     shown = SettingsForm(instance=campaign)
-    assert shown["gold_share"].value() == 10
+    assert shown["gold_share"].value() == "10"
     assert shown["reason_tags"].value() == "clearer\nsafer"
     assert shown["temperatures"].value() == "0.2, 0.4"
 

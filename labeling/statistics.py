@@ -1,0 +1,84 @@
+"""Keeps a campaign's figures (labeling.figures) in its Statistics row. The only writer of those rows.
+
+Beat asks every few seconds; a campaign is computed anew when judgments came, at most once a minute and never for more than a
+twentieth of the time, and once an hour in any case, because forecasts age. A small campaign is computed when a page asks.
+"""
+
+import logging
+import time
+from datetime import datetime, timedelta
+
+import numpy as np
+from django.db.models import Max
+
+from labeling import figures
+from labeling.models import Campaign, Judgment, Statistics
+
+log = logging.getLogger(__name__)
+
+EVERY = timedelta(minutes=1)
+AT_LEAST_EVERY = timedelta(hours=1)
+PATIENCE = 20  # times as long as computing took
+SMALL = 2_000  # judgments; so few take less than a second
+SMALL_EVERY = timedelta(seconds=5)
+
+
+def of(campaign: Campaign, now: datetime) -> Statistics | None:
+    """The newest figures; None while those of a large campaign were never computed (beat does it soon)."""
+    row = Statistics.objects.filter(campaign=campaign).first()
+    is_old = row is None or now - row.computed_at >= SMALL_EVERY
+    if is_old and _is_small(campaign) and (row is None or _has_changed(row, now)):
+        return refresh(campaign, now)
+    return row
+
+
+def refresh(campaign: Campaign, now: datetime) -> Statistics:
+    """Computes and stores. The random numbers of the intervals are the same every time: figures do not flicker."""
+    newest = _newest()  # before reading: what comes meanwhile is looked at next time
+    started = time.perf_counter()
+    data = figures.compute(campaign, now, np.random.default_rng(campaign.pk))
+    data["seconds"] = time.perf_counter() - started
+    fields = {"data": data, "last_judgment": newest, "computed_at": now}
+    row, _ = Statistics.objects.update_or_create(campaign=campaign, defaults=fields)
+    return row
+
+
+def refresh_due(now: datetime) -> list[Campaign]:
+    """Refreshes every campaign that has to be; returns them."""
+    done = []
+    rows = {row.campaign_id: row for row in Statistics.objects.all()}
+    for campaign in Campaign.objects.order_by("pk"):
+        row = rows.get(campaign.pk)
+        if row is None or (_may(row, now) and _has_changed(row, now)):
+            refresh(campaign, now)
+            done.append(campaign)
+    return done
+
+
+def mark_stale(campaign: Campaign) -> None:
+    """What the figures rest on has changed by something else than a judgment: an answer is known now, say."""
+    Statistics.objects.filter(campaign=campaign).update(last_judgment=0)
+
+
+def _may(row: Statistics, now: datetime) -> bool:
+    pause = max(EVERY, timedelta(seconds=PATIENCE * row.data.get("seconds", 0)))
+    return now - row.computed_at >= pause
+
+
+def _has_changed(row: Statistics, now: datetime) -> bool:
+    """Whether a judgment came since, of which none is older than this row: the look is short in a long table."""
+    if now - row.computed_at >= AT_LEAST_EVERY or not row.last_judgment:
+        return True
+    later = Judgment.objects.filter(pk__gt=row.last_judgment)
+    if later.filter(comparison__campaign=row.campaign_id).exists():
+        return True
+    Statistics.objects.filter(pk=row.pk, last_judgment__gt=0).update(last_judgment=max(_newest(), row.last_judgment))
+    return False
+
+
+def _newest() -> int:
+    return Judgment.objects.aggregate(newest=Max("pk"))["newest"] or 0
+
+
+def _is_small(campaign: Campaign) -> bool:
+    return Judgment.objects.filter(comparison__campaign=campaign)[:SMALL].count() < SMALL
