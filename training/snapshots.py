@@ -20,12 +20,12 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from labeling import judgments
-from labeling.models import Campaign, Comparison, Judgment, Response
+from labeling import judgments, votes
+from labeling.models import Campaign, Comparison, Judgment, Purpose, Response
 from serving.models import Adapter
 from training.ml.files import fsync_folder
 from training.models import Run, Snapshot
@@ -35,6 +35,7 @@ HELDOUT_SHARE = 0.2
 MIN_TRAIN_PAIRS = 4
 CARD_FORMAT = 1
 FREEZE_TRIES = 3
+LABEL_DIGITS = 6  # what a fit on another machine would agree on
 
 
 class NothingToTrain(ValueError):
@@ -80,7 +81,7 @@ def waiting(campaign: Campaign, *, since: datetime | None = None) -> int:
         .values_list("snapshot_id", flat=True)
         .first()
     )
-    rows = _in_force(campaign).exclude(verdict=Judgment.Verdict.SKIP)
+    rows = _learnable(campaign).exclude(verdict=Judgment.Verdict.SKIP)
     if since is not None:
         rows = rows.filter(created_at__gt=since)
     return rows.exclude(snapshots=learned).count() if learned else rows.count()
@@ -97,14 +98,23 @@ def derive_pairs(rows: Iterable[Judgment]) -> list[Pair]:
     pairs: dict[tuple[int, int], Pair] = {}
     for row in rows:
         prompt = row.comparison.prompt
-        for first, second in combinations(sorted(int(i) for i in row.ranks), 2):
+        ranks = _with_edit(row)
+        for first, second in combinations(sorted(ranks), 2):
             pair = pairs.setdefault((first, second), Pair(first, second, prompt.sha256, prompt.messages))
-            _vote(pair, row)
+            _vote(pair, row, ranks)
     return [pairs[key] for key in sorted(pairs)]
 
 
-def _vote(pair: Pair, row: Judgment) -> None:
-    first, second = row.ranks[str(pair.first)], row.ranks[str(pair.second)]
+def _with_edit(row: Judgment) -> dict[int, int]:
+    """Response id → rank; a response improved by hand comes before the one that it was made of: edited > chosen >
+    rejected, as in Llama 3 (2407.21783, section 4.2.1).
+    """
+    ranks = {int(response): rank for response, rank in row.ranks.items()}
+    return ranks if row.edit_id is None else {**ranks, row.edit_id: 0}
+
+
+def _vote(pair: Pair, row: Judgment, ranks: dict[int, int]) -> None:
+    first, second = ranks[pair.first], ranks[pair.second]
     sign = (first < second) - (first > second)
     pair.votes.append((sign + 1) / 2)
     pair.strengths.append(sign * (row.strength or 0))
@@ -116,13 +126,18 @@ def is_usable(row: Judgment) -> bool:
     return row.verdict in (Judgment.Verdict.PREFERENCE, Judgment.Verdict.TIE) and len(row.ranks) > 1
 
 
-def to_line(pair: Pair, texts: dict[int, str], old: Collection[int]) -> dict[str, Any]:
+def to_line(
+    pair: Pair, texts: dict[int, str], old: Collection[int], soft: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """One line of train.jsonl or heldout.jsonl.
 
+    `soft` is (P(first is better), weight) by those who can be believed, from `labeling.votes.soft_labels`. Without it
     `label` is the share of votes for `chosen` (a tie counts half for each side), `weight` the number of votes: a soft
     label with that weight has the loss of its votes one by one. `margin` is the mean strength towards `chosen`.
     """
-    share = sum(pair.votes) / len(pair.votes)  # of first
+    share, weight = sum(pair.votes) / len(pair.votes), float(len(pair.votes))  # share of first
+    if soft:
+        share, weight = (round(value, LABEL_DIGITS) for value in soft)
     chosen, rejected = (pair.first, pair.second) if share >= 0.5 else (pair.second, pair.first)
     strength = sum(pair.strengths) / len(pair.strengths)
     margin = max(strength if share >= 0.5 else -strength, 0.0) if share != 0.5 else 0.0
@@ -134,8 +149,8 @@ def to_line(pair: Pair, texts: dict[int, str], old: Collection[int]) -> dict[str
         "rejected": texts[rejected],
         "chosen_id": chosen,
         "rejected_id": rejected,
-        "label": max(sum(pair.votes), len(pair.votes) - sum(pair.votes)) / len(pair.votes),
-        "weight": float(len(pair.votes)),
+        "label": share if share >= 0.5 else 1 - share,
+        "weight": weight,
         "margin": margin,
         "judgments": pair.judgments,
         "is_new": any(pk not in old for pk in pair.judgments),
@@ -159,13 +174,15 @@ def count(rows: list[Judgment], lines: list[dict[str, Any]]) -> dict[str, Any]:
         "heldout": len(heldout),
         "ties": sum(line["label"] == 0.5 for line in lines),
         "new": sum(line["is_new"] for line in lines),
+        "edits": sum(row.edit_id is not None for row in rows),
+        "decided": sum(row.purpose == Purpose.ADJUDICATION for row in rows),
         "prompts": len({line["prompt_sha256"] for line in lines}),
         "annotators": len({row.annotator_id for row in rows if is_usable(row)}),
     }
 
 
-def _in_force(campaign: Campaign) -> QuerySet[Judgment]:
-    return judgments.in_force().filter(comparison__campaign=campaign)
+def _learnable(campaign: Campaign) -> QuerySet[Judgment]:
+    return judgments.learnable().filter(comparison__campaign=campaign)
 
 
 def _judged(campaign: Campaign) -> QuerySet[Comparison]:
@@ -173,11 +190,14 @@ def _judged(campaign: Campaign) -> QuerySet[Comparison]:
 
 
 def _freeze_once(campaign: Campaign, incumbent: Adapter | None) -> Snapshot:
-    rows = list(_in_force(campaign).select_related("comparison__prompt").order_by("id"))
+    rows = list(_learnable(campaign).select_related("comparison__prompt").order_by("id"))
     usable = [row for row in rows if is_usable(row)]
-    texts = dict(Response.objects.filter(items__comparison__in=_judged(campaign)).values_list("id", "text").distinct())
+    of_judged = Q(items__comparison__in=_judged(campaign)) | Q(edited_in__comparison__in=_judged(campaign))
+    texts = dict(Response.objects.filter(of_judged).values_list("id", "text").distinct())
     old = _judgments_behind(campaign, incumbent)
-    lines = [to_line(pair, texts, old) for pair in derive_pairs(usable)]
+    soft = votes.soft_labels(campaign)
+    pairs = derive_pairs(usable)
+    lines = [to_line(pair, texts, old, soft.get((pair.first, pair.second))) for pair in pairs]
     counts = count(rows, lines)
     _check_enough(lines)
     sha256 = _write(lines, {"format": CARD_FORMAT, "campaign": campaign.slug, "counts": counts})
@@ -246,7 +266,7 @@ def _encode(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
 
 def _lock(campaign: Campaign) -> None:
     """Until the transaction ends nobody undoes a judgment. (SQLite's transactions are immediate: they lock all.)"""
-    list(_in_force(campaign).select_for_update(of=("self",)).values_list("id"))
+    list(_learnable(campaign).select_for_update(of=("self",)).values_list("id"))
 
 
 @transaction.atomic
@@ -257,7 +277,7 @@ def _record(campaign: Campaign, sha256: str, counts: dict[str, Any], ids: list[i
     """
     # Locked first and asked anew after: an undo that was under way is over by then, and a later one sees `frozen_at`.
     _lock(campaign)
-    if not set(_in_force(campaign).values_list("id", flat=True)).issuperset(ids):
+    if not set(_learnable(campaign).values_list("id", flat=True)).issuperset(ids):
         raise _Changed
     snapshot, is_made = Snapshot.objects.get_or_create(campaign=campaign, sha256=sha256, defaults={"counts": counts})
     through = Snapshot.judgments.through
