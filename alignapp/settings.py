@@ -239,6 +239,8 @@ CELERY_BEAT_SCHEDULE = {
         ("plan campaigns", "labeling.tasks.plan_campaigns", 60),
         ("score responses", "training.tasks.score_responses", 30),
         ("reconcile deployments", "serving.tasks.reconcile", 15),
+        ("refresh statistics", "labeling.tasks.refresh_statistics", 20),
+        ("go on with imports", "labeling.tasks.sweep_imports", 30),
     )
 }
 

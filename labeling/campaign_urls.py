@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from labeling import adjudication_views, dashboard_views, manage_views
+from labeling import adjudication_views, dashboard_views, exchange_views, manage_views
 
 urlpatterns = [
     path("dashboard/", dashboard_views.campaign_dashboard, name="campaign_dashboard"),
@@ -14,6 +14,13 @@ urlpatterns = [
     path("disputes/<int:pk>/undo/", adjudication_views.decision_undo, name="decision_undo"),
     path("disputes/<int:pk>/gold/", adjudication_views.gold_set, name="gold_set"),
     path("gold/", adjudication_views.campaign_gold, name="campaign_gold"),
+    path("import/", exchange_views.campaign_import, name="campaign_import"),
+    path("imports/<int:pk>/", exchange_views.import_detail, name="import_detail"),
+    path("imports/<int:pk>/start/", exchange_views.import_start, name="import_start"),
+    path("imports/<int:pk>/discard/", exchange_views.import_discard, name="import_discard"),
+    path("imports/<int:pk>/problems/", exchange_views.import_problems, name="import_problems"),
+    path("export/", exchange_views.campaign_export, name="campaign_export"),
+    path("export/file/", exchange_views.export_file, name="export_file"),
     path("settings/", manage_views.campaign_settings, name="campaign_settings"),
     path("settings/delete/", manage_views.campaign_delete, name="campaign_delete"),
     path("guidelines/", manage_views.campaign_guidelines, name="campaign_guidelines"),

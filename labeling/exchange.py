@@ -131,6 +131,11 @@ def preview(row: Import, format: str, n: int = 5) -> list[Record | Refusal]:
         raise Invalid(str(error)) from error
 
 
+def warnings_of(record: Record) -> list[str]:
+    """What screening warns of, in sentences."""
+    return [WARNINGS[code] for code in intake.warnings(record)]
+
+
 def start(row: Import, format: str, on_warning: str) -> None:
     """Lets a worker import the file. Raises Invalid when it is no longer waiting to be started."""
     options = {"on_warning": REFUSE if on_warning == REFUSE else KEEP}  # empty until somebody started it
@@ -211,8 +216,7 @@ def _take(row: Import, batch: list[Record | Refusal]) -> bool:
     warned = {record.number: codes for record in records if (codes := intake.warnings(record))}
     is_strict = row.options.get("on_warning") == REFUSE
     for record in records:
-        why = " ".join(WARNINGS[code] for code in warned.get(record.number, []))
-        if why:
+        if why := " ".join(WARNINGS[code] for code in warned.get(record.number, [])):
             excerpt = record.messages[-1]["content"][:100]
             problems.append(_problem(row, record.number, why, excerpt, is_refused=is_strict))
     taken = [record for record in records if not (is_strict and record.number in warned)]
