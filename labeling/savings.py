@@ -10,7 +10,7 @@ The interval is a percentile bootstrap over prompts (Efron & Tibshirani 1993, ch
 speaks of this small model; how much a language model saves can differ.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -183,16 +183,16 @@ def _ahead(curves: Floats, sizes: Ints) -> float:
 def _conclude(saving: Saving, sizes: Ints, curves: Floats, resampled: Floats) -> Saving:
     known = resampled[~np.isnan(resampled)]
     ahead = _ahead(curves, sizes)
-    is_known = not np.isnan(ahead) and len(known) >= MIN_SHARE_DEFINED * len(resampled)
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if is_known else (np.nan, np.nan)
-    return Saving(
-        saving.n_active,
-        saving.n_random,
-        *((_saved(ahead), _saved(low), _saved(high)) if is_known else (None, None, None)),
+    drawn = replace(
+        saving,
         sizes=tuple(sizes.tolist()),
         active=tuple(curves[0].tolist()),
         random=tuple(curves[1].tolist()),
     )
+    if np.isnan(ahead) or len(known) < MIN_SHARE_DEFINED * len(resampled):
+        return drawn
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return replace(drawn, saved=_saved(ahead), low=_saved(low), high=_saved(high))
 
 
 def _saved(ahead: float) -> float:

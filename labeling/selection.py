@@ -74,8 +74,9 @@ def k_centre(points: Floats, covered: Floats | None = None, is_last: Bools | Non
     """
     norms = np.einsum("ij,ij->i", points, points)
     nearest = np.full(len(points), UNCOVERED)
-    for start in range(0, 0 if covered is None else len(covered), BLOCK):
-        nearest = np.minimum(nearest, _squared(points, norms, covered[start : start + BLOCK]).min(axis=1))
+    known = points[:0] if covered is None else covered
+    for start in range(0, len(known), BLOCK):
+        nearest = np.minimum(nearest, _squared(points, norms, known[start : start + BLOCK]).min(axis=1))
     while True:
         taken = yield _best(nearest, is_last)
         nearest = np.minimum(nearest, _squared(points, norms, points[taken : taken + 1])[:, 0])
