@@ -11,7 +11,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from labeling import charts, ratings
+from labeling import charts, ratings, savings
 from labeling.charts import Columns, Curve, Interval
 
 N_DAYS = 30
@@ -94,6 +94,7 @@ def overview(data: Data, now: datetime) -> dict[str, Any]:
         "coefficients": coefficients(data["coefficients"]),
         "domains": data["domains"],
         "verdicts": _verdicts(data["verdicts"]),
+        "saving": _saving(data.get("savings")),
         "suspects": [row for row in data["people"] if row["suspicions"]],
     }
 
@@ -242,6 +243,12 @@ def _verdicts(data: Data) -> dict[str, Any]:
         "n_edits": data["n_edits"],
         "n_surplus": data["n_surplus"],
     }
+
+
+def _saving(data: Data | None) -> savings.Saving | None:
+    """What active choice saved; None where nothing was chosen actively, or before it was measured."""
+    report = data["report"] if data else None
+    return savings.Saving(**report) if report else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 from celery import shared_task
 from django.utils import timezone
 
-from labeling import exchange, plans
+from labeling import exchange, plans, statistics
 from serving.locks import only_one
 
 
@@ -25,3 +25,10 @@ def plan_campaigns() -> None:
         if is_mine:
             for campaign in plans.waiting(timezone.now()):
                 plans.plan(campaign, timezone.now(), np.random.default_rng())
+
+
+@shared_task
+def refresh_statistics() -> None:
+    with only_one("statistics") as is_mine:
+        if is_mine:
+            statistics.refresh_due(timezone.now())
