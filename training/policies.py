@@ -37,6 +37,7 @@ def check() -> list[Run]:
 
     A policy whose parameters the catalog refuses (they were valid once) is logged and holds up no other.
     """
+    forget_orphans()
     started = []
     for policy in Policy.objects.filter(is_enabled=True, campaign__status="active").select_related("campaign"):
         try:
@@ -89,6 +90,25 @@ def unschedule(policy: Policy) -> None:
     """Removes the beat's entry; called before the policy is deleted."""
     if policy.periodic_task:
         policy.periodic_task.delete()
+
+
+def forget_orphans() -> None:
+    """Removes the beat's entries of policies that are gone: a campaign that is deleted takes its policy along by the
+    database, and nothing is called then.
+    """
+    known = set(Policy.objects.values_list("pk", flat=True))
+    for entry in PeriodicTask.objects.filter(task=TASK):
+        if _policy_of(entry) not in known:
+            entry.delete()
+
+
+def _policy_of(entry: PeriodicTask) -> int | None:
+    """The policy that a beat's entry starts; None for arguments that are none of ours."""
+    try:
+        args = json.loads(entry.args)
+    except ValueError:
+        return None
+    return args[0] if isinstance(args, list) and len(args) == 1 and isinstance(args[0], int) else None
 
 
 def publish_if_wanted(run: Run) -> bool:

@@ -184,3 +184,17 @@ def test_it_publishes_nothing_without_adapter_gate_or_wish() -> None:
     assert not policies.publish_if_wanted(run)
     policy.delete()
     assert not policies.publish_if_wanted(run)
+
+
+@pytest.mark.django_db
+def test_it_forgets_the_schedule_of_a_campaign_that_was_deleted() -> None:
+    crontab = CrontabSchedule.objects.create(minute="0", hour="4")
+    gone, kept = add_policy(crontab=crontab), add_policy(add_campaign(), crontab=crontab)
+    for policy in (gone, kept):
+        policies.schedule(policy)
+    PeriodicTask.objects.create(name="by hand", task=policies.TASK, args="[tomorrow", crontab=crontab)
+    PeriodicTask.objects.create(name="another task", task="training.tasks.sweep", args="[999]", crontab=crontab)
+    gone.campaign.delete()
+    assert PeriodicTask.objects.filter(name=f"policy {gone.pk}").exists()
+    policies.check()
+    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {f"policy {kept.pk}", "another task"}
