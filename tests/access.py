@@ -19,7 +19,7 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from labeling import accounts
-from labeling.models import Campaign, Invitation, Judgment, Lease, Preferences
+from labeling.models import Campaign, Import, Invitation, Judgment, Lease, Preferences
 from serving import adapters, keys
 from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
 from tests.labeling import make
@@ -98,6 +98,11 @@ def comparison(world: World) -> list[Any]:
 
 def dispute(world: World) -> list[Any]:
     return [world.campaign.slug, world.judgment.comparison_id]
+
+
+def upload(world: World) -> list[Any]:
+    made = {"filename": "a.jsonl", "created_by": world.people["manager"], "created_at": timezone.now()}
+    return [Import.objects.get_or_create(campaign=world.campaign, client_key=uuid.UUID(int=7), defaults=made)[0].pk]
 
 
 def prompt(world: World) -> list[Any]:
@@ -204,6 +209,10 @@ MATRIX: dict[str, Row] = {
     "comparison_decide": Row(NO_ENDPOINT, "401 404 404 403 404 404 404 404", comparison),
     "campaign_judgments": Row(API_MANAGERS, NO_ENDPOINT, slug),
     "campaign_statistics": Row(API_MANAGERS.replace("200", "404"), NO_ENDPOINT, slug),
+    "import_list": Row(API_MANAGERS, API_MANAGERS.replace("200", "415"), slug),  # a file is wanted
+    "import_status": Row("401 404 404 404 404 200 200 200", NO_ENDPOINT, upload),
+    "import_problem_list": Row("401 404 404 404 404 200 200 200", NO_ENDPOINT, upload),
+    "api_export": Row(API_MANAGERS, NO_ENDPOINT, of_campaign("preference")),
     "api_nothing_here": Row("404", "404", lambda world: ["x"]),
     # a campaign's own pages
     "campaign_dashboard": Row(MANAGERS, "405", slug),
@@ -215,6 +224,13 @@ MATRIX: dict[str, Row] = {
     "decision_undo": Row("405", "L 404 404 403 404 404 404 404", dispute),
     "gold_set": Row("405", REVIEWERS.replace("200", "302"), dispute),
     "campaign_gold": Row(REVIEWERS, "405", slug),
+    "campaign_import": Row(MANAGERS, MANAGERS.replace("200", "422"), slug),
+    "import_detail": Row(MANAGERS.replace("200", "404"), "405", of_campaign(1)),
+    "import_start": Row("405", MANAGERS.replace("200", "404"), of_campaign(1)),
+    "import_discard": Row("405", MANAGERS.replace("200", "404"), of_campaign(1)),
+    "import_problems": Row(MANAGERS.replace("200", "404"), "405", of_campaign(1)),
+    "campaign_export": Row(MANAGERS, "405", slug),
+    "export_file": Row(MANAGERS, "405", slug),
     "campaign_settings": Row(MANAGERS, MANAGERS, slug),
     "campaign_delete": Row("405", "L 404 404 403 403 403 302 302", slug),
     "campaign_guidelines": Row(MANAGERS, MANAGERS, slug),

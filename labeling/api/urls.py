@@ -1,12 +1,13 @@
 """The addresses under /api/."""
 
-from django.urls import path
+from django.urls import path, re_path
 
 from labeling.api import (
     base,
     campaigns,
     chat,
     comparisons,
+    exports,
     imports,
     judgments,
     leases,
@@ -29,6 +30,10 @@ urlpatterns = [
     path("campaigns/<slug:slug>/statistics/", statistics.CampaignStatistics.as_view(), name="campaign_statistics"),
     path("campaigns/<slug:slug>/leases/", leases.LeaseClaim.as_view(), name="lease_claim"),
     path("campaigns/<slug:slug>/import/", imports.ImportPairs.as_view(), name="import_pairs"),
+    path("campaigns/<slug:slug>/imports/", imports.ImportList.as_view(), name="import_list"),
+    path("campaigns/<slug:slug>/exports/<str:kind>/", exports.CampaignExport.as_view(), name="api_export"),
+    path("imports/<int:pk>/", imports.ImportDetail.as_view(), name="import_status"),
+    path("imports/<int:pk>/problems/", imports.ImportProblems.as_view(), name="import_problem_list"),
     path("prompts/<int:pk>/responses/", prompts.PromptResponses.as_view(), name="prompt_responses"),
     path("comparisons/<int:pk>/", comparisons.ComparisonDetail.as_view(), name="comparison_detail"),
     path("comparisons/<int:pk>/gold/", comparisons.ComparisonGold.as_view(), name="comparison_gold"),
@@ -42,5 +47,5 @@ urlpatterns = [
     path("judgments/revise/", judgments.JudgmentRevise.as_view(), name="judgment_revise"),
     path("judgments/undo/", judgments.JudgmentUndo.as_view(), name="judgment_undo"),
     path("preferences/", preferences.OwnPreferences.as_view(), name="own_preferences"),
-    path("<path:rest>", base.nothing_here, name="api_nothing_here"),
+    re_path(r"^(?P<rest>[\s\S]+)$", base.nothing_here, name="api_nothing_here"),
 ]

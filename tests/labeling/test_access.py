@@ -63,7 +63,7 @@ def test_it_shows_nothing_of_a_campaign_to_an_annotator_of_another(client, world
         if name in {"home", "password_change", "password_change_done"}:
             assert "Cats" not in response.content.decode()
         elif name == "chat_comparison":
-            assert response.status_code == 400  # these messages are not his
+            assert response.status_code == 409  # he has not agreed that his chat is learned from
         else:
             assert response.status_code == 404, name
     _assert_nothing_changed(world)
