@@ -15,7 +15,7 @@ from django.views import defaults
 
 ROOT = Path(settings.BASE_DIR)
 SITE_CSS = (ROOT / "static/site.css").read_text()
-PAGE_CSS = {name: (ROOT / "static" / name).read_text() for name in ("label.css", "chat.css")}
+PAGE_CSS = {name: (ROOT / "static" / name).read_text() for name in ("label.css", "chat.css", "dashboard.css")}
 GUIDE = (ROOT / "docs/design-system.md").read_text()
 TEMPLATES = sorted((ROOT / "templates").rglob("*.html"))
 # Pages of ours: no fragment (named with _), and not the admin's, which extend django-unfold.
