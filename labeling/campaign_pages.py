@@ -21,8 +21,6 @@ TABS = (
     ("campaign_leaderboard", _("Leaderboard"), (MANAGER, REVIEWER)),
     ("campaign_import", _("Import"), (MANAGER,)),
     ("campaign_export", _("Export"), (MANAGER,)),
-    ("campaign_import", _("Import"), (MANAGER,)),
-    ("campaign_export", _("Export"), (MANAGER,)),
     ("campaign_guidelines", _("Guidelines"), (MANAGER,)),
     ("campaign_settings", _("Settings"), (MANAGER,)),
 )

@@ -72,6 +72,9 @@ class ExportForm(forms.Form):
         help_text=_("Otherwise each person has a pseudonym, the same in every export of this campaign."),
     )
 
+    def switches(self) -> list[forms.BoundField]:
+        return [self["without_warned"], self["with_names"]]
+
     def options(self) -> Options:
         data: dict[str, Any] = self.cleaned_data
         return Options(data["ties"] or LEAVE_OUT, data["with_names"], data["without_warned"])

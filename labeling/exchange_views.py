@@ -33,8 +33,9 @@ def campaign_import(request: HttpRequest, slug: str) -> HttpResponse:
     """The imports of a campaign, and the upload of a file. An upload leads to its preview."""
     person = access.person(request)
     campaign = access.get_managed_campaign(person, slug)
-    form = UploadForm(request.POST or None, request.FILES or None, initial={"client_key": uuid.uuid4()})
-    if request.method == "POST" and form.is_valid():
+    given = (request.POST, request.FILES) if request.method == "POST" else (None, None)
+    form = UploadForm(*given, initial={"client_key": uuid.uuid4()})
+    if form.is_valid():
         data = form.cleaned_data
         try:
             row = exchange.upload(campaign, person, data["client_key"], data["file"], timezone.now())
