@@ -8,10 +8,10 @@ where the first response was shown on the left, −1 where on the right, 0 where
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from labeling import davidson
 
@@ -55,7 +55,7 @@ def share(k: int, n: int, level: float = LEVEL) -> Share:
     """Wilson 1927: the shares p whose test of k in n does not reject; sensible at 0, at n and for small n."""
     if n == 0:
         return Share(0, 0, None, None, None)
-    z = float(norm.ppf((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     middle = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
     return Share(k, n, k / n, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
@@ -132,7 +132,7 @@ def coefficients(
     if (np.sign(value) != 0).sum() < 10 * design.shape[1]:
         return None
     found = davidson.fit(design, value, np.full(design.shape[1], WEAK_PRECISION), cluster)
-    z = float(norm.ppf((1 + LEVEL) / 2))
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     errors = np.sqrt(np.diag(found.covariance))
     labels = ["side", *(names[k] for k in differs)]
     return [

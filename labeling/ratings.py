@@ -7,6 +7,7 @@ al. 2404.04475; Chiang et al. 2403.04132). Intervals are sandwich ones over prom
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from django.utils.translation import gettext as _
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
-from scipy.stats import norm
 
 from labeling import davidson
 
@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 POWER = 0.8
-Z = float(norm.ppf((1 + LEVEL) / 2))
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 PRECISION = 1 / 3**2  # strengths ~ N(0, 3²) logits: hardly felt, but a version that won every vote stays finite
 WEAK_PRECISION = 0.01  # of the side and of features
 ELO = 400 / math.log(10)  # the familiar scale: 400 points are odds of 10 to 1
@@ -99,7 +99,9 @@ def judgments_needed(win_rate: float, power: float = POWER, level: float = LEVEL
     """
     if not 0 < win_rate < 1 or win_rate == 0.5:
         raise ValueError("Give a win rate between 0 and 1 other than 0.5.")
-    spread = norm.ppf((1 + level) / 2) / 2 + norm.ppf(power) * math.sqrt(win_rate * (1 - win_rate))
+    spread = NormalDist().inv_cdf((1 + level) / 2) / 2 + NormalDist().inv_cdf(power) * math.sqrt(
+        win_rate * (1 - win_rate)
+    )
     return math.ceil((spread / (win_rate - 0.5)) ** 2)
 
 

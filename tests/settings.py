@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ["ALIGNAPP_MODE"] = "local"
 os.environ["VAR_DIR"] = tempfile.mkdtemp(prefix="alignapp-test-")
 os.environ.pop("ARTIFACTS_DIR", None)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: threads that wait for each other cost more
 os.environ.setdefault("MODEL", str(REPOSITORY / "var" / "models" / "smollm2-135m-instruct"))
 atexit.register(shutil.rmtree, os.environ["VAR_DIR"], ignore_errors=True)
 
