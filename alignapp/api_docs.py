@@ -113,7 +113,8 @@ def _shown(schema: dict[str, Any], path: str, method: str, operation: dict[str, 
 
 
 def _content(body: dict[str, Any]) -> dict[str, Any]:
-    return next(iter(body.get("content", {}).values()), {}).get("schema", {})
+    contents: list[dict[str, Any]] = list(body.get("content", {}).values())
+    return contents[0].get("schema", {}) if contents else {}
 
 
 def _resolved(schema: dict[str, Any], shape: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def parse(rate: str) -> tuple[int, int]:
 
 
 # Read when the process starts, so that a rate that is none stops it then and there.
-RATES = {name: parse(rate) for name, rate in api_settings.DEFAULT_THROTTLE_RATES.items()}
+RATES = {name: parse(str(rate)) for name, rate in api_settings.DEFAULT_THROTTLE_RATES.items()}
 
 
 def _who(request: Request) -> str:

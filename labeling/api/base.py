@@ -84,11 +84,10 @@ def _why_denied(error: Exception) -> str:
 
 def _headers(error: exceptions.APIException) -> dict[str, str]:
     """How to log in, and when to come back."""
-    headers = {}
-    if getattr(error, "auth_header", None):
-        headers["WWW-Authenticate"] = error.auth_header
-    if getattr(error, "wait", None):
-        headers["Retry-After"] = str(math.ceil(error.wait))
+    challenge, wait = getattr(error, "auth_header", None), getattr(error, "wait", None)
+    headers = {"WWW-Authenticate": str(challenge)} if challenge else {}
+    if wait:
+        headers["Retry-After"] = str(math.ceil(wait))
     return headers
 
 

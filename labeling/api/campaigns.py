@@ -32,7 +32,7 @@ FOR_MANAGERS = (
 
 class CriterionShown(Strict):
     key = serializers.CharField(max_length=200)
-    label = serializers.CharField(max_length=200)
+    label = serializers.CharField(max_length=200)  # type: ignore[assignment]
     scale = serializers.ChoiceField(choices=CRITERION_SCALES)
     help = serializers.CharField(max_length=200, required=False)
 
@@ -161,7 +161,7 @@ def _checked(campaign: Campaign, given: dict[str, Any]) -> Campaign:
     data = {**model_to_dict(campaign), **given}
     form = CampaignForm(data, instance=campaign)
     if not form.is_valid():
-        raise exceptions.ValidationError({name: list(words) for name, words in form.errors.items()})
+        raise exceptions.ValidationError({name: [str(word) for word in words] for name, words in form.errors.items()})
     return form.save(commit=False)
 
 

@@ -46,7 +46,7 @@ class ComparisonShown(serializers.ModelSerializer):
 
     class Meta:
         model = Comparison
-        fields = ("id", "prompt", "messages", "responses", "created_at", *FOR_MANAGERS)
+        fields: tuple[str, ...] = ("id", "prompt", "messages", "responses", "created_at", *FOR_MANAGERS)
         extra_kwargs: ClassVar[dict[str, Any]] = {name: {"required": False} for name in FOR_MANAGERS}
 
     @extend_schema_field(Turn(many=True))
@@ -55,7 +55,7 @@ class ComparisonShown(serializers.ModelSerializer):
 
     @extend_schema_field(ResponseShown(many=True))
     def get_authors(self, comparison: Comparison) -> list[dict[str, Any]]:
-        return ResponseShown(comparison.responses.all(), many=True).data
+        return list(ResponseShown(comparison.responses.all(), many=True).data)
 
     def get_fields(self) -> dict[str, Any]:
         """Without a `role` in the context, as when the schema is written, all of them."""
@@ -75,7 +75,7 @@ class ComparisonInFull(ComparisonShown):
     def get_judgments(self, comparison: Comparison) -> list[dict[str, Any]]:
         shown = comparison.shown_judgments  # type: ignore[attr-defined]
         is_manager = self.context["role"] == Membership.Role.MANAGER
-        return (CampaignJudgmentShown if is_manager else JudgmentShown)(shown, many=True).data
+        return list((CampaignJudgmentShown if is_manager else JudgmentShown)(shown, many=True).data)
 
 
 class BlindFilter(filters.FilterSet):
@@ -104,7 +104,10 @@ class FullFilter(ReviewFilter):
         fields = ("prompt", "is_disputed", "is_open", "is_gold", "source")
 
 
-FILTERS = {Membership.Role.MANAGER: FullFilter, Membership.Role.REVIEWER: ReviewFilter}
+FILTERS: dict[str, type[filters.FilterSet]] = {
+    Membership.Role.MANAGER: FullFilter,
+    Membership.Role.REVIEWER: ReviewFilter,
+}
 
 
 class ComparisonsRequest(Strict):
@@ -149,7 +152,7 @@ class ComparisonList(ListEndpoint):
 
     def get_serializer_context(self) -> dict[str, Any]:
         if getattr(self, "swagger_fake_view", False):
-            return super().get_serializer_context()
+            return dict(super().get_serializer_context())
         if not hasattr(self, "seen_as"):
             person = access.person(self.request)
             self.campaign = access.get_campaign(person, self.kwargs["slug"])

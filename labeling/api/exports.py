@@ -1,5 +1,6 @@
 """What goes out: a campaign's judgments as files for training and analysis, made while they are sent."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django.http import Http404, HttpResponseBase, StreamingHttpResponse
@@ -29,13 +30,14 @@ class ExportRequest(Strict):
 class AsAsked(BaseContentNegotiation):
     """The format is asked for in the address, not by the Accept header; errors are JSON in any case."""
 
-    def select_parser(self, request: Request, parsers: list[Any]) -> Any:
+    def select_parser(self, request: Request, parsers: Iterable[Any]) -> Any:
         return next(iter(parsers), None)
 
     def select_renderer(
-        self, request: Request, renderers: list[BaseRenderer], format_suffix: str | None = None
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        return renderers[0], renderers[0].media_type
+        first = next(iter(renderers))
+        return first, first.media_type
 
 
 class CampaignExport(Endpoint):

@@ -1,7 +1,7 @@
 """What comes in from elsewhere: pairs in a request, and files that a worker reads."""
 
 import uuid
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
@@ -76,7 +76,7 @@ class UploadRequest(Strict):
 class ImportList(ListEndpoint):
     scopes: ClassVar[dict[str, str]] = {"GET": "imports:write", "POST": "imports:write"}
     throttle = "transfers"
-    parser_classes: ClassVar[list[Any]] = [MultiPartParser]
+    parser_classes = [MultiPartParser]
     serializer_class = ImportShown
 
     def rows(self) -> QuerySet[Import]:

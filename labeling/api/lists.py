@@ -47,7 +47,7 @@ class Pages(CursorPagination):
             cursor = super().decode_cursor(request)
         except exceptions.NotFound:
             raise _bad_cursor() from None
-        if cursor is not None and cursor.position is not None and not _is_id(cursor.position):
+        if cursor is not None and cursor.position is not None and not _is_id(str(cursor.position)):
             raise _bad_cursor()
         return cursor
 
@@ -93,7 +93,7 @@ class KnownFilters(filters.DjangoFilterBackend):
 class ListEndpoint(Endpoint, ListModelMixin, GenericAPIView):
     """A list: `rows()` are those that this person may see, `serializer_class` their JSON."""
 
-    filter_backends: ClassVar[Any] = [KnownFilters]
+    filter_backends = [KnownFilters]
     pagination_class = Pages
     filterset_class: ClassVar[type[filters.FilterSet] | None] = None
 

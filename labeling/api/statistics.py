@@ -13,7 +13,9 @@ from labeling.models import Statistics
 
 
 class StatisticsShown(serializers.ModelSerializer):
-    data = serializers.DictField(help_text="agreement, annotators, biases, leaderboard, …; see docs/api.md")
+    data = serializers.DictField(  # type: ignore[assignment]
+        help_text="agreement, annotators, biases, leaderboard, …"
+    )
 
     class Meta:
         model = Statistics
