@@ -50,9 +50,7 @@ def practice(campaign: Campaign, annotator: User, now: datetime, n: int) -> list
     """The next `n` comparisons of a newcomer's practice round; none once it is done, or for those who need none."""
     if not campaign.practice_pairs or not _newcomers(campaign, annotator).exists():
         return []
-    held = Lease.objects.filter(annotator=annotator, comparison__campaign=campaign, purpose=Purpose.PRACTICE)
-    n_held = held.filter(ended_at=None, expires_at__gt=now).count()
-    n_left = campaign.practice_pairs - practised(campaign, annotator).count() - n_held
+    n_left = campaign.practice_pairs - practised(campaign, annotator).count() - _held(campaign, annotator, now).count()
     return list(unseen(campaign, annotator, now)[: max(0, min(n, n_left))])
 
 
@@ -66,8 +64,15 @@ def n_to_practise(campaign: Campaign, annotator: User) -> int:
 def finish_practice(campaign: Campaign, annotator: User, now: datetime) -> None:
     """Ends the practice round when its last pair was judged, or no further gold pair is there to practise on."""
     is_done = practised(campaign, annotator).count() >= campaign.practice_pairs
-    if is_done or not unseen(campaign, annotator, now).exists():
+    has_more = _held(campaign, annotator, now).exists() or unseen(campaign, annotator, now).exists()
+    if is_done or not has_more:
         _newcomers(campaign, annotator).update(practised_at=now)
+
+
+def _held(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Lease]:
+    """Leases of the practice round that are still open: the screen asks for some pairs ahead."""
+    held = Lease.objects.filter(annotator=annotator, comparison__campaign=campaign, purpose=Purpose.PRACTICE)
+    return held.filter(ended_at=None, expires_at__gt=now)
 
 
 def _newcomers(campaign: Campaign, annotator: User) -> QuerySet[Membership]:

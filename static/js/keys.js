@@ -49,7 +49,7 @@ const isReading = (event, name) =>
 export function rove(group) {
   group.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!step || !event.target.matches('[role="radio"]') || event.ctrlKey || event.metaKey || event.altKey) return;
     const radios = [...group.querySelectorAll('[role="radio"]')];
     const isMirrored = document.dir === "rtl" && /Left|Right/.test(event.key);
     const next = radios.indexOf(document.activeElement) + (isMirrored ? -step : step);
@@ -57,7 +57,9 @@ export function rove(group) {
     event.preventDefault();
     event.stopPropagation();
   });
-  group.addEventListener("focusin", (event) => reachable(group, event.target.closest('[role="radio"]')));
+  group.addEventListener("focusin", (event) => {
+    if (event.target.matches('[role="radio"]')) reachable(group, event.target);
+  });
 }
 
 /** Exactly one radio of a group is in the Tab order. */

@@ -75,10 +75,13 @@ function showState(name) {
   for (const state of $$("[data-state]")) state.hidden = state.dataset.state !== name;
 }
 
+let nMine = 0; // the server's count may be some seconds old
+
 function showProgress({ judgments, wanted, mine }) {
+  nMine = Math.max(nMine, mine);
   $("#progress").max = Math.max(1, wanted);
   $("#progress").value = judgments;
-  for (const counts of $$("[data-counts]")) counts.textContent = fill(strings.count, { done: judgments, wanted, mine });
+  for (const counts of $$("[data-counts]")) counts.textContent = fill(strings.count, { done: judgments, wanted, mine: nMine });
 }
 
 function showNote(message, href = "") {
@@ -151,7 +154,10 @@ function commit(choice, since) {
   const flags = rows.flagged();
   const body = { ...choice, ...seen, ...(flags.length ? { flags } : {}), lease: lease.id, client_key: newKey(), order: lease.order };
   const action = chosen?.action;
-  if (choice.verdict !== "skip") countJudgment(seen.shown_ms);
+  if (choice.verdict !== "skip") {
+    countJudgment(seen.shown_ms);
+    nMine++;
+  }
   if (lease.practice) {
     awaited = body.client_key;
     rows.closeRows();
@@ -181,7 +187,10 @@ async function undo() {
   isUndoing = false;
   if (back?.lease) {
     say(strings.undone);
-    if (back.body && back.body.verdict !== "skip") uncountJudgment();
+    if (back.body && back.body.verdict !== "skip") {
+      uncountJudgment();
+      nMine--;
+    }
     if (current) queue.putBack(current);
     show(back.lease, back.body);
   } else if (back?.lease === null) {
@@ -259,7 +268,7 @@ const mirrored = document.dir === "rtl" ? -1 : 1;
 const chooseBy = (name) => (event) => (current && !ranking.isRanking() ? choose(scale.choiceOf(name), event.timeStamp) : false);
 const actions = {
   ...Object.fromEntries($$("#scale [data-action]").map(({ dataset }) => [dataset.action, chooseBy(dataset.action)])),
-  confirm: (event) => confirm(event.timeStamp),
+  confirm: confirmOrChoose,
   skip: () => (rows.openRow() === "skip" ? skip("") : current && rows.toggleRow("skip")),
   flag: () => current && rows.toggleRow("flag"),
   undo,
@@ -286,6 +295,13 @@ actions.ranking_criteria = actions.criteria;
 if (!actions.both_bad) actions.both_bad = () => false;
 const pairBothBad = actions.both_bad;
 actions.both_bad = (event) => (ranking.isRanking() ? judgeAllBad() : pairBothBad(event));
+
+/** Enter confirms; on a button of the scale that is not chosen yet it chooses. */
+function confirmOrChoose(event) {
+  const focused = event.target.closest("#scale [data-action]")?.dataset.action;
+  if (focused && focused !== chosen?.action) choose(scale.choiceOf(focused), event.timeStamp);
+  else confirm(event.timeStamp);
+}
 
 function judgeAllBad() {
   if (!config.asks.bothBad || !isOpenToChoice()) return;

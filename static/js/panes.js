@@ -8,6 +8,7 @@ const isRaw = new Remembered("raw");
 const isLinked = new Remembered("linked");
 const isStacked = matchMedia("(width < 56.25rem)");
 const scrollsAlone = matchMedia("(width >= 56.25rem) and (height >= 36rem)"); // as in label.css
+const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 const LINE = 60; // pixels for one press of an arrow key
 
 let responses = [];
@@ -15,6 +16,7 @@ let seen = new Set(); // those that were in view
 let improved = new Map(); // by place: the text as edited here
 let isDiff = false; // off at first, then for as long as the page is open
 
+const motion = () => (isStill.matches ? "instant" : "smooth");
 export const nameOf = (place) => (responses.length > 2 ? "ABCD"[place] : String(place + 1));
 export const shownPanes = () => all.slice(0, responses.length);
 export const areAllSeen = () => seen.size === responses.length;
@@ -115,8 +117,9 @@ export function focusPane(place) {
   const pane = all[place];
   if (!pane || pane.hidden) return;
   attention.look(place);
+  seen.add(place);
   pane.focus({ preventScroll: true, focusVisible: true });
-  if (!scrollsAlone.matches) pane.scrollIntoView({ block: "start", behavior: "smooth" });
+  if (!scrollsAlone.matches) pane.scrollIntoView({ block: "start", behavior: motion() });
 }
 
 /** One response further; at the first and the last nothing happens. */
@@ -129,7 +132,8 @@ export function movePane(step) {
 export function scrollPane({ lines = 0, pages = 0 }) {
   if (!scrollsAlone.matches) return false;
   const pane = all[attention.active ?? 0];
-  pane.scrollBy({ top: lines * LINE + pages * 0.85 * pane.clientHeight, behavior: pages ? "smooth" : "instant" });
+  attention.look(attention.active ?? 0);
+  pane.scrollBy({ top: lines * LINE + pages * 0.85 * pane.clientHeight, behavior: pages ? motion() : "instant" });
   return true;
 }
 
@@ -152,8 +156,7 @@ function measure(place) {
 function markPlace() {
   let place = -1;
   if (isStacked.matches) {
-    const edge = Math.max(innerHeight / 3, $(".label-strip").getBoundingClientRect().bottom + LINE);
-    place = Math.max(0, scrollY ? shownPanes().findLastIndex((pane) => pane.getBoundingClientRect().top < edge) : 0);
+    place = Math.max(0, scrollY ? shownPanes().findLastIndex((pane) => pane.getBoundingClientRect().top < innerHeight / 2) : 0);
     attention.look(place);
   }
   for (const button of $$("[data-pane]")) button.setAttribute("aria-current", String(Number(button.dataset.pane) === place));

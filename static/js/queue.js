@@ -108,7 +108,7 @@ async function sendAll() {
 }
 
 async function refill() {
-  const answer = await postJSON(urls.claim, { n: N_AHEAD + 1 });
+  const answer = await postJSON(urls.claim, { n: N_AHEAD + 1, undoable: history.length === 0 });
   leaseSeconds = answer.lease_seconds;
   if (history.length === 0) history = answer.undoable; // after a reload
   const isKnown = (lease) => lease.id === on.current()?.id || judged.has(lease.id) || outbox.hasLease(lease.id);

@@ -1,5 +1,7 @@
 """The comparison screen in a window, as one person sees it: opened, pressed, read."""
 
+from typing import Any
+
 from django.test import Client
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
@@ -7,8 +9,8 @@ from labeling import judgments
 from labeling.models import Campaign, Comparison, Judgment
 from tests.labeling import make
 
-DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 LONG = "This answer is long enough to fill more than one screen of a phone. " * 30
 OTHER = "One scrolls down to it, since it comes below, and reads it as well. " * 30
 
