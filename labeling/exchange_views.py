@@ -33,8 +33,12 @@ def campaign_import(request: HttpRequest, slug: str) -> HttpResponse:
     """The imports of a campaign, and the upload of a file. An upload leads to its preview."""
     person = access.person(request)
     campaign = access.get_managed_campaign(person, slug)
-    given = (request.POST, request.FILES) if request.method == "POST" else (None, None)
-    form = UploadForm(*given, initial={"client_key": uuid.uuid4()})
+    is_sent = request.method == "POST"
+    form = UploadForm(
+        request.POST if is_sent else None,
+        request.FILES if is_sent else None,
+        initial={"client_key": uuid.uuid4()},
+    )
     if form.is_valid():
         data = form.cleaned_data
         try:
@@ -63,8 +67,12 @@ def import_detail(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
         return render(request, "labeling/import_preview.html", {**context, **_preview(request, row)})
     context["page_obj"] = Paginator(row.problems.all(), PER_PAGE).get_page(request.GET.get("page"))
     context["known"] = formats.FORMATS.get(row.format)
-    template = "labeling/_import_progress.html" if "HX-Request" in request.headers else "labeling/import_detail.html"
-    return render(request, template, context)
+    if "HX-Request" not in request.headers:
+        return render(request, "labeling/import_detail.html", context)
+    response = render(request, "labeling/_import_progress.html", context)
+    if not context["is_live"]:
+        response.headers["HX-Refresh"] = "true"  # it is over: now there is a report to show
+    return response
 
 
 def _import(person: User, slug: str, pk: int) -> Import:

@@ -20,7 +20,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from labeling import judgments
-from labeling.models import Campaign, Comparison, Judgment, Prompt, Purpose, Response
+from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Prompt, Purpose, Response
 from labeling.provenance import JUDGED, RATIONALE, SOFT, TURNS, Options, rationales, raw_judgments
 
 PAGE = 2000  # comparisons read at a time
@@ -73,7 +73,7 @@ def _page(found: list[tuple[int, int]]) -> Page:
     for pk, votes in _votes(first, last):
         if pk in judged:
             judged[pk].votes = votes
-    items = Comparison.responses.through.objects.filter(comparison__gte=first, comparison__lte=last)
+    items = ComparisonItem.objects.filter(comparison__gte=first, comparison__lte=last)
     for pk, response, text in items.values_list("comparison_id", "response_id", "response__text"):
         if pk in judged:
             judged[pk].texts[response] = text

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -104,7 +105,7 @@ def write(kind: Kind, format: str, campaign: Campaign, options: Options) -> tupl
 
 async def asynchronously(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     """The same chunks; each is made in the request's own thread, so that the event loop answers others meanwhile."""
-    make = sync_to_async(next)
-    while (chunk := await make(chunks, None)) is not None:
+    take = sync_to_async(partial(next, chunks, None))
+    while (chunk := await take()) is not None:
         if chunk:
             yield chunk

@@ -110,6 +110,9 @@ def test_it_asks_for_the_progress_alone(client, manager, campaign):
     ).content.decode()
     assert content.strip().startswith("<section")
     assert "<html" not in content
+    exchange.run(row.pk, timezone.now())
+    over = client.get(reverse("import_detail", args=["cats", row.pk]), headers={"HX-Request": "true"})
+    assert over.headers["HX-Refresh"] == "true"
 
 
 def test_it_previews_another_format(client, manager, campaign):
