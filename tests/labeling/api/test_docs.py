@@ -29,7 +29,7 @@ def database_url() -> str:
 
 @pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
-def test_its_quick_start_works(live_server: LiveServer, tmp_path: Path) -> None:
+def test_it_runs_the_quick_start(live_server: LiveServer, tmp_path: Path) -> None:
     User.objects.create_superuser("ada")
     commands = re.findall(r"^```sh\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
     script = "set -eu\n" + "\n".join(commands)
