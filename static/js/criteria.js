@@ -7,14 +7,13 @@ const box = $("#criteria");
 let slots = []; // {criterion, place: of a rating's response or null, control, options}
 let active = -1;
 
-/** The answers that a scale offers, in the order of their digits: {value, text, name}. Positive: the first is better. */
-function optionsOf(criterion) {
-  const names = config.grades;
-  if (criterion.scale === "rating") return [1, 2, 3, 4, 5].map((value) => ({ value, text: String(value), name: String(value) }));
-  if (criterion.scale === "seven") return [3, 2, 1, 0, -1, -2, -3].map((value, at) => ({ value, text: String(at + 1), name: names[at] }));
-  const sides = [{ value: 1, text: "1", name: names[1] }, { value: -1, text: "2", name: names[5] }];
-  if (criterion.scale === "three") sides.splice(1, 0, { value: 0, text: "=", name: names[3] });
-  return sides;
+/** The answers that a scale offers, in the order of their digits: {value, name}. Positive: the first response is better. */
+function optionsOf({ scale }) {
+  const grade = (value) => ({ value, name: config.grades[3 - value] });
+  if (scale === "rating") return [1, 2, 3, 4, 5].map((value) => ({ value, name: String(value) }));
+  if (scale === "seven") return [3, 2, 1, 0, -1, -2, -3].map(grade);
+  const sides = scale === "three" ? [1, 0, -1] : [1, -1];
+  return sides.map((value) => ({ value, name: config.grades[3 - 2 * value] }));
 }
 
 /** Builds them for a comparison of `n` responses; `given` are answers from before. Of three and more, only ratings. */
@@ -37,15 +36,23 @@ function build(slot, number) {
   const { criterion, place, options } = slot;
   const name = place === null ? criterion.label : `${criterion.label} · ${fill(strings.response, { name: nameOf(place) })}`;
   const visible = place === null ? criterion.label : `${criterion.label} · ${nameOf(place)}`;
-  const radios = options.map((option) => {
+  const radios = options.map((option, index) => {
     const radio = element("input", { type: "radio", name: `criterion-${number}`, value: String(option.value) });
     radio.setAttribute("aria-label", option.name);
-    return element("label", { title: option.name }, radio, option.text);
+    return element("label", { title: option.name }, radio, String(index + 1));
   });
   const legend = element("legend", {}, element("span", { className: "visually-hidden", textContent: name }));
   const shown = element("span", { className: "label-criterion-name", textContent: visible, title: criterion.help ?? "" });
   shown.setAttribute("aria-hidden", "true");
-  slot.control = element("fieldset", { className: "label-criterion" }, legend, shown, element("div", { className: "segmented" }, ...radios));
+  const scale = element("div", { className: "segmented" }, ...radios);
+  slot.control = element("fieldset", { className: "label-criterion" }, legend, shown, ...(place === null ? [end("1"), scale, end("2")] : [scale]));
+}
+
+/** At either end of a scale stands the response that is better there. */
+function end(text) {
+  const sign = element("span", { className: "label-number", textContent: text });
+  sign.setAttribute("aria-hidden", "true");
+  return sign;
 }
 
 function set(slot, value) {

@@ -242,6 +242,9 @@ Object.assign(queue.on, {
     showProgress(answer.progress);
     showNote("");
   },
+  refused(body) {
+    if (awaited === body.client_key) next();
+  },
   arrived: () => next(),
   nothing: (state) => showState(state),
   lost(isElsewhere = false) {
@@ -272,6 +275,7 @@ const actions = {
   skip: () => (rows.openRow() === "skip" ? skip("") : current && rows.toggleRow("skip")),
   flag: () => current && rows.toggleRow("flag"),
   undo,
+  both_bad: judgeBothBad,
   edit: () => current && reasons.editBest(chosen),
   reasons: () => (chosen && reasons.asksAnything() ? reasons.focusReasons() : say(reasons.asksAnything() ? strings.chooseFirst : strings.noReasons)),
   criteria: () => (chosen ? reasons.cycleCriteria() : say(strings.chooseFirst)),
@@ -292,9 +296,6 @@ const actions = {
   pause: () => toggleDialog("pause"),
 };
 actions.ranking_criteria = actions.criteria;
-if (!actions.both_bad) actions.both_bad = () => false;
-const pairBothBad = actions.both_bad;
-actions.both_bad = (event) => (ranking.isRanking() ? judgeAllBad() : pairBothBad(event));
 
 /** Enter confirms; on a button of the scale that is not chosen yet it chooses. */
 function confirmOrChoose(event) {
@@ -303,7 +304,8 @@ function confirmOrChoose(event) {
   else confirm(event.timeStamp);
 }
 
-function judgeAllBad() {
+function judgeBothBad(event) {
+  if (!ranking.isRanking()) return void choose(scale.choiceOf("both_bad"), event.timeStamp);
   if (!config.asks.bothBad || !isOpenToChoice()) return;
   chosen = { verdict: "both_bad" };
   if (reasons.asksAnything()) reasons.openReasons(chosen);
@@ -344,7 +346,7 @@ for (const area of $$(".label-editor textarea")) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) confirm(event.timeStamp);
   });
 }
-$("#all-bad")?.addEventListener("click", judgeAllBad);
+$("#all-bad")?.addEventListener("click", judgeBothBad);
 $("#edit").addEventListener("click", () => reasons.editBest(chosen));
 $("#feedback-next").addEventListener("click", goOn);
 $("#practice-end").addEventListener("click", start);

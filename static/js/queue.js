@@ -22,7 +22,7 @@ let lastActivity = Date.now();
 let isAway = false; // on a break: leases are left to run out
 
 /** What the screen does when something happens; label.js sets all of them. */
-export const on = { saved() {}, claimed() {}, nothing() {}, failed() {}, lost() {}, arrived() {}, current: () => null };
+export const on = { saved() {}, refused() {}, claimed() {}, nothing() {}, failed() {}, lost() {}, arrived() {}, current: () => null };
 
 export const canUndo = () => history.length > 0;
 export const takeNext = () => {
@@ -102,6 +102,7 @@ async function sendAll() {
       if (!(error instanceof ApiError) || error.isTemporary || error.needsLogin) throw error;
       history = history.filter((key) => key !== waiting.body.client_key); // refused for good: say why, go on
       showError(error);
+      on.refused(waiting.body);
     }
     outbox.remove(waiting.body.client_key);
   }

@@ -121,7 +121,7 @@ def test_it_asks_for_reasons_after_the_choice_and_never_in_its_way(screens: Scre
     page.keyboard.press("6")  # changed my mind
     expect(on.grade(page, "Response 2 is better")).to_have_attribute("aria-checked", "true")
     page.keyboard.press("c")
-    for digit in "13":  # truth: response 1 much better; style has only two answers, so 3 is none of them
+    for digit in "13":  # truth: response 1 much better; style has two answers only, so 3 is none
         page.keyboard.press(digit)
     page.keyboard.press("2")
     page.keyboard.press("5")
