@@ -1,8 +1,8 @@
 """How many judgments a second the site takes, and how long people wait for the next pair.
 
-    python -m benchmarks.labeling [--pairs 50000] [--seconds 20] [--overlap 3] [--profile] [--plans]
+    python -m benchmarks.labeling [--pairs 50000] [--seconds 20] [--overlap 3] [--processes 2] [--profile] [--plans]
 
-A real web process on a real PostgreSQL (started here, from a wheel), 800-character responses. A vote is "next" (claim
+Real web processes on a real PostgreSQL (started here, from a wheel), 800-character responses. A vote is "next" (claim
 one pair) and "submit" (judge it), sent over kept-alive connections by an event loop in this process, on the same
 machine: 8 and 32 people without think time, then 1,000 who think for 15 s. At the end the judgments are counted: over
 are pairs with more judgments than wanted, under closed ones with fewer. Then the preferences of as many judged pairs
@@ -30,7 +30,7 @@ from benchmarks.site import OF_TESTS, REPOSITORY, free_port
 from tests.services import postgresql
 
 THINKING, THINK_SECONDS = 1_000, 15.0
-EXPORT = "/login/"
+EXPORT = "/api/campaigns/judged/exports/preference/"
 COUNTED = """
 SELECT count(*) FILTER (WHERE n > n_wanted), count(*) FILTER (WHERE NOT is_open AND n < n_wanted), sum(n)
 FROM (SELECT c.n_wanted, c.is_open, count(j.id) AS n FROM labeling_comparison c
@@ -42,13 +42,14 @@ FROM (SELECT c.n_wanted, c.is_open, count(j.id) AS n FROM labeling_comparison c
 class Bench:
     """A database and the environment in which the site runs on it."""
 
-    def __init__(self, database: str, folder: Path) -> None:
+    def __init__(self, database: str, folder: Path, processes: int) -> None:
         self.database, self.people_file, self.port = database, folder / "people.json", free_port()
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in OF_TESTS},
             "DATABASE_URL": database,
             "VAR_DIR": str(folder / "var"),
             "PORT": str(self.port),
+            "WEB_PROCESSES": str(processes),
             "ENGINE_PORT": str(free_port()),
         }
 
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=50_000)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--overlap", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of the web (WEB_PROCESSES)")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--plans", action="store_true")
     options = parser.parse_args()
@@ -154,7 +156,7 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)  # as root, PostgreSQL's user must be able to enter
         with postgresql(folder) as database:
-            bench = Bench(database, folder)
+            bench = Bench(database, folder, options.processes)
             bench.manage("migrate", "--verbosity", "0")
             bench.shell(f"fill({options.pairs}, {options.overlap}, {THINKING}, Path({str(bench.people_file)!r}))")
             figures = measure(bench, options.seconds)

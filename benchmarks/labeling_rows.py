@@ -21,9 +21,9 @@ from labeling.models import Campaign, Membership
 # By SQL: a million pairs in minutes.
 ROWS = """
 INSERT INTO labeling_prompt (campaign_id, messages, sha256, domain, source, warnings, candidates_state,
-                             candidates_attempts, created_at)
+                             candidates_attempts, candidates_round, created_at)
   SELECT %(c)s, jsonb_build_array(jsonb_build_object('role', 'user', 'content', 'What is question ' || i || '?')),
-         encode(sha256(convert_to(i::text, 'UTF8')), 'hex'), '', 'benchmark', '[]', 'done', 0, now()
+         encode(sha256(convert_to(i::text, 'UTF8')), 'hex'), '', 'benchmark', '[]', 'done', 0, 0, now()
   FROM generate_series(1, %(n)s) i;
 INSERT INTO labeling_response (prompt_id, text, sha256, source, generator, sampling, finish_reason, warnings, created_at)
   SELECT p.id, 'Answer ' || side || ' to ' || p.id || '. ' || repeat('It **depends** on `what` one wants. ', 22),

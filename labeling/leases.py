@@ -77,7 +77,7 @@ def _claim_once(
     locked = list(locking.values_list("pk", flat=True))
     # 3. A claim that ended between our look and our lock left new leases that only a new statement sees.
     found = campaign.comparisons.filter(pk__in=locked).select_related("prompt").prefetch_related("responses")
-    beside = list(Lease.objects.filter(comparison__in=locked, purpose=Purpose.LABEL, ended_at=None, expires_at__gt=now))
+    beside = list(live(now).filter(comparison__in=locked, purpose=Purpose.LABEL))
     free = [comparison for comparison in found.order_by("sort_key", "id") if _wants_more(comparison, beside)]
     return held + _mixed(free, campaign, annotator, now), len(locked)
 
