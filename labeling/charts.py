@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-N_LABELS = 6  # below the x axis, at most
+N_LABELS = 5  # below the x axis, at most
 GAP = 0.2  # between columns, of their distance
 
 

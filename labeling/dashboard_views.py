@@ -83,9 +83,13 @@ def campaign_annotator(request: HttpRequest, slug: str, pk: int) -> HttpResponse
         "row": row,
         "days": dashboard.daily(own.daily(said.exclude(verdict=Judgment.Verdict.SKIP), timezone.now()), timezone.now()),
         "page_obj": page,
-        "judged": [(one, adjudication.describe(one, one.order)) for one in page],
+        "judged": [(one, adjudication.describe(one, one.order), _seconds(one)) for one in page],
     }
     return render(request, "labeling/annotator.html", context)
+
+
+def _seconds(one: Judgment) -> float | None:
+    return None if one.shown_ms is None else one.shown_ms / 1000
 
 
 def _row(stored: Statistics | None, user: int) -> dashboard.PersonRow | None:

@@ -21,6 +21,7 @@ from labeling.models import Campaign, Comparison, Judgment, Purpose
 from labeling.votes import Collected
 from serving.models import Adapter
 
+FORMAT = 1  # of what `compute` returns; raised when pages need something that older figures lack
 N_PERIODS = 12  # points of the curve of agreement
 MIN_ITEMS_PER_PERIOD = 10
 N_COLLEAGUES = 24  # people with most votes, of whom every two are compared
@@ -38,6 +39,7 @@ def compute(campaign: Campaign, now: datetime, rng: np.random.Generator) -> dict
     is_fast = votes.too_fast(collected, styles)
     repeats = votes.repeats(campaign)
     found = {
+        "format": FORMAT,
         "n_votes": int(collected.counts.sum()),
         "verdicts": _verdicts(campaign),
         "agreement": _agreement(collected, rng),

@@ -23,7 +23,7 @@ SMALL_EVERY = timedelta(seconds=5)
 
 def of(campaign: Campaign, now: datetime) -> Statistics | None:
     """The newest figures; None while those of a large campaign were never computed (beat does it soon)."""
-    row = Statistics.objects.filter(campaign=campaign).first()
+    row = _readable(Statistics.objects.filter(campaign=campaign).first())
     is_old = row is None or now - row.computed_at >= SMALL_EVERY
     if is_old and _is_small(campaign) and (row is None or _has_changed(row, now)):
         return refresh(campaign, now)
@@ -61,7 +61,7 @@ def refresh_due(now: datetime) -> list[Campaign]:
     done = []
     rows = {row.campaign_id: row for row in Statistics.objects.all()}
     for campaign in Campaign.objects.order_by("pk"):
-        row = rows.get(campaign.pk)
+        row = _readable(rows.get(campaign.pk))
         if row is None or (_may(row, now) and _has_changed(row, now)):
             refresh(campaign, now, in_background=True)
             done.append(campaign)
@@ -71,6 +71,11 @@ def refresh_due(now: datetime) -> list[Campaign]:
 def mark_stale(campaign: Campaign) -> None:
     """What the figures rest on has changed by something else than a judgment: an answer is known now, say."""
     Statistics.objects.filter(campaign=campaign).update(computed_at=F("computed_at") - AT_LEAST_EVERY)
+
+
+def _readable(row: Statistics | None) -> Statistics | None:
+    """None for figures that an older release computed: they are computed anew."""
+    return row if row and row.data.get("format") == figures.FORMAT else None
 
 
 def _may(row: Statistics, now: datetime) -> bool:

@@ -200,6 +200,13 @@ def test_it_looks_again_after_an_undo_and_after_a_known_answer(cats):
     assert statistics.refresh_due(make.later(200)) == [cats]
 
 
+def test_it_computes_anew_what_an_older_release_stored(cats):
+    Statistics.objects.create(campaign=cats, data={"format": 0}, last_judgment=0, computed_at=make.NOW)
+    assert statistics.refresh_due(make.NOW) == [cats]
+    Statistics.objects.update(data={})
+    assert statistics.of(cats, make.NOW).data["n_votes"] == 0
+
+
 def test_it_runs_as_a_task(cats):
     tasks.refresh_statistics()
     assert Statistics.objects.get().campaign == cats
