@@ -4,14 +4,15 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin import EmptyFieldListFilter
 from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.models import Group, User
-from django.db.models import Count, Field, QuerySet
+from django.db.models import Count, Field, Model, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
@@ -19,7 +20,18 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from labeling import access, accounts, campaigns, judgments, prompts
 from labeling.campaign_forms import CampaignForm
 from labeling.forms import PromptForm
-from labeling.models import Campaign, Invitation, Judgment, Membership, Prompt
+from labeling.models import (
+    Campaign,
+    Comparison,
+    Guidelines,
+    Import,
+    Invitation,
+    Judgment,
+    Membership,
+    Prompt,
+    Statistics,
+)
+from serving.admin import ReadOnlyAdmin
 
 admin.site.unregister(User)
 admin.site.unregister(Group)
@@ -141,21 +153,58 @@ class InvitationAdmin(ModelAdmin):
 
 
 @admin.register(Judgment)
-class JudgmentAdmin(ModelAdmin):
-    list_display = ("id", "campaign", "annotator", "verdict", "strength", "shown_ms", "created_at", "frozen_at")
-    list_filter = ("comparison__campaign", "verdict", "annotator")
+class JudgmentAdmin(ReadOnlyAdmin):
+    list_display = ("id", "campaign", "annotator", "verdict", "strength", "purpose", "created_at", "frozen_at")
+    list_filter = ("comparison__campaign", "verdict", "purpose", "is_surplus", ("frozen_at", EmptyFieldListFilter))
     list_select_related = ("comparison__campaign", "annotator")
+    list_per_page = 50
+    search_fields = ("annotator__username", "reason")
     date_hierarchy = "created_at"
+    readonly_fields = ("learned_by",)
 
     @admin.display(description=_("campaign"), ordering="comparison__campaign")
     def campaign(self, judgment: Judgment) -> Campaign:
         return judgment.comparison.campaign
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
+    @admin.display(description=_("learned by"))
+    def learned_by(self, judgment: Judgment) -> str:
+        """The snapshots that hold it, and the runs and versions that learned from them: `training` points here."""
+        lines = []
+        for snapshot in judgment.snapshots.prefetch_related("runs__adapter"):
+            found = [snapshot, *(row for run in snapshot.runs.all() for row in (run, run.adapter) if row)]
+            lines.append(format_html_join(" → ", '<a href="{}">{}</a>', map(_linked, found)))
+        return format_html_join(format_html("<br>"), "{}", ((line,) for line in lines)) if lines else "–"
 
-    def has_change_permission(self, request: HttpRequest, obj: Judgment | None = None) -> bool:
-        return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Judgment | None = None) -> bool:
-        return False
+def _linked(row: Model) -> tuple[str, str]:
+    """Address and name of a row's page in the admin."""
+    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk]), str(row)
+
+
+@admin.register(Guidelines)
+class GuidelinesAdmin(ReadOnlyAdmin):
+    list_display = ("campaign", "number", "created_by", "created_at")
+    list_filter = ("campaign",)
+    list_select_related = ("campaign", "created_by")
+
+
+@admin.register(Comparison)
+class ComparisonAdmin(ReadOnlyAdmin):
+    list_display = ("id", "campaign", "prompt", "n_judgments", "n_wanted", "is_open", "is_disputed", "arm")
+    list_filter = ("campaign", "is_open", "is_disputed", "arm", "source", ("gold_ranks", EmptyFieldListFilter))
+    list_select_related = ("campaign", "prompt")
+    list_per_page = 50
+    show_full_result_count = False
+
+
+@admin.register(Import)
+class ImportAdmin(ReadOnlyAdmin):
+    list_display = ("filename", "campaign", "format", "state", "n_added", "n_refused", "created_by", "created_at")
+    list_filter = ("campaign", "state", "format")
+    list_select_related = ("campaign", "created_by")
+
+
+@admin.register(Statistics)
+class StatisticsAdmin(ReadOnlyAdmin):
+    list_display = ("campaign", "computed_at", "last_judgment")
+    list_select_related = ("campaign",)

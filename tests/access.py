@@ -19,7 +19,7 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from labeling import accounts
-from labeling.models import Campaign, Import, Invitation, Judgment, Lease, Preferences
+from labeling.models import Campaign, Guidelines, Import, Invitation, Judgment, Lease, Preferences, Statistics
 from serving import adapters, keys
 from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
 from tests.labeling import make
@@ -208,7 +208,7 @@ MATRIX: dict[str, Row] = {
     ),
     "comparison_decide": Row(NO_ENDPOINT, "401 404 404 403 404 404 404 404", comparison),
     "campaign_judgments": Row(API_MANAGERS, NO_ENDPOINT, slug),
-    "campaign_statistics": Row(API_MANAGERS.replace("200", "404"), NO_ENDPOINT, slug),
+    "campaign_statistics": Row(API_MANAGERS, NO_ENDPOINT, slug),
     "import_list": Row(API_MANAGERS, API_MANAGERS.replace("200", "415"), slug),  # a file is wanted
     "import_status": Row("401 404 404 404 404 200 200 200", NO_ENDPOINT, upload),
     "import_problem_list": Row("401 404 404 404 404 200 200 200", NO_ENDPOINT, upload),
@@ -284,10 +284,14 @@ ADMIN: dict[str, str] = {
     "django_celery_beat.crontabschedule": "add change delete",
     "django_celery_beat.intervalschedule": "add change delete",
     "django_celery_beat.periodictask": "add change delete",
-    "labeling.campaign": "add change",  # one that has been judged stays
+    "labeling.campaign": "add change",  # deleted on its settings page
     "labeling.invitation": "add delete",
+    "labeling.comparison": "",
+    "labeling.guidelines": "",
+    "labeling.import": "",
     "labeling.judgment": "",
     "labeling.prompt": "add change delete",
+    "labeling.statistics": "",
     "serving.adapter": "",
     "serving.apikey": "",
     "serving.deployment": "",
@@ -351,12 +355,17 @@ def _rows(world: World) -> dict[str, Model]:
     )
     interval = IntervalSchedule.objects.create(every=1, period="days")
     version = Adapter.objects.create(name="adapter-9-aaaaaa", sha256="a" * 64, base_sha256=folders.BASE_SHA256)
+    elsewhere = Campaign.objects.create(name="Elsewhere", slug="elsewhere", status="closed")
     rows = [
         root, Group.objects.create(name="helpers"), world.campaign, world.judgment, world.judgment.comparison.prompt,
         invitation, version, deployment, world.key, snapshot, interval,
         DeploymentEvent.objects.create(alias="current", generation=99, adapter=version),
         Run.objects.create(campaign=world.campaign, snapshot=snapshot, method="dpo", status="failed"),
         Policy.objects.create(campaign=world.campaign),
+        world.judgment.comparison,
+        Guidelines.objects.create(campaign=world.campaign, number=99, created_at=now),
+        Import.objects.create(campaign=elsewhere, created_by=root, filename="x", format="csv", created_at=now),
+        Statistics.objects.create(campaign=world.campaign, computed_at=now),
         CrontabSchedule.objects.create(), PeriodicTask.objects.create(name="x", task="x", interval=interval),
         AccessAttempt.objects.create(username="x", failures_since_start=1),
         AccessLog.objects.create(username="x"), AccessFailureLog.objects.create(username="x"),

@@ -4,8 +4,8 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.urls import reverse
 
-from labeling import accounts, responses
-from labeling.models import Campaign, Comparison, Invitation, Judgment, Prompt
+from labeling import accounts, campaigns, responses, statistics
+from labeling.models import Campaign, Comparison, Import, Invitation, Judgment, Prompt
 from tests.labeling import make
 
 pytestmark = pytest.mark.django_db
@@ -30,7 +30,17 @@ def test_it_shows_the_link_of_an_invitation_once(client):
 def test_it_opens_every_page(client, root):
     campaign = make.campaign()
     judgment = make.judge(make.lease(make.comparison(campaign), root))
-    rows = {"campaign": campaign, "prompt": judgment.comparison.prompt, "judgment": judgment}
+    rows = {
+        "campaign": campaign,
+        "prompt": judgment.comparison.prompt,
+        "judgment": judgment,
+        "comparison": judgment.comparison,
+        "guidelines": campaigns.publish_guidelines(campaign, "Be kind.", root, make.NOW),
+        "statistics": statistics.refresh(campaign, make.NOW),
+        "import": Import.objects.create(
+            campaign=campaign, created_by=root, filename="pairs.csv", format="csv", created_at=make.NOW
+        ),
+    }
     for name, row in rows.items():
         assert client.get(reverse(f"admin:labeling_{name}_changelist")).status_code == 200
         assert client.get(reverse(f"admin:labeling_{name}_change", args=[row.pk])).status_code == 200

@@ -7,6 +7,7 @@ from django.test import Client
 from django.urls import reverse
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
+from serving.models import Adapter
 from tests.training.rows import add_campaign, add_judged
 from training import policies
 from training.models import Policy, Run, Snapshot
@@ -71,3 +72,16 @@ def test_it_schedules_a_policy_when_it_is_saved_and_forgets_it_when_deleted(admi
 
 def test_it_has_every_model_of_training_that_people_look_at() -> None:
     assert {Run, Policy, Snapshot} <= set(admin.site._registry)
+
+
+def test_it_shows_which_runs_and_versions_learned_from_a_judgment(admin_client: Client) -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 8)
+    snapshot = freeze(campaign)
+    adapter = Adapter.objects.create(name="adapter-7-c0ffee", sha256="a" * 64, base_sha256="b" * 64)
+    run = Run.objects.create(campaign=campaign, snapshot=snapshot, adapter=adapter, status=Run.Status.SUCCEEDED)
+    judgment = snapshot.judgments.earliest("pk")
+    page = admin_client.get(reverse("admin:labeling_judgment_change", args=[judgment.pk])).content.decode()
+    for name, row in (("training_snapshot", snapshot), ("training_run", run), ("serving_adapter", adapter)):
+        assert reverse(f"admin:{name}_change", args=[row.pk]) in page
+    assert "adapter-7-c0ffee" in page
