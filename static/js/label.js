@@ -79,9 +79,10 @@ let nMine = 0; // the server's count may be some seconds old
 
 function showProgress({ judgments, wanted, mine }) {
   nMine = Math.max(nMine, mine);
+  const done = Math.min(Math.max(wanted, judgments), judgments + nMine - mine); // checks are among mine, not among those wanted
   $("#progress").max = Math.max(1, wanted);
-  $("#progress").value = judgments;
-  for (const counts of $$("[data-counts]")) counts.textContent = fill(strings.count, { done: judgments, wanted, mine: nMine });
+  $("#progress").value = done;
+  for (const counts of $$("[data-counts]")) counts.textContent = fill(strings.count, { done, wanted, mine: nMine });
 }
 
 function showNote(message, href = "") {
@@ -337,7 +338,7 @@ $("#skip-row").addEventListener("click", (event) => {
 });
 for (const button of $$("[data-confirm]")) button.addEventListener("click", () => confirm());
 $("#rationale").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.repeat) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229 || event.repeat) return;
   event.preventDefault();
   confirm(event.timeStamp);
 });

@@ -43,7 +43,7 @@ export function showPanes(given) {
 function showPane(pane, place, response) {
   pane.hidden = !response;
   observer.unobserve(pane.firstElementChild);
-  if (!response) return;
+  if (!response) return void pane.querySelector(".prose").replaceChildren();
   const [number, name] = pane.querySelectorAll("h2 > span");
   number.textContent = nameOf(place);
   name.textContent = fill(strings.response, { name: nameOf(place) });

@@ -26,7 +26,7 @@ LABEL = [
     *FRAME,
     "#prompt > summary",
     "#bar [data-verdict=preference]",
-    "#bar [data-verdict=skip]",
+    "#skip",
     "[data-open=guidelines]",
 ]
 CHAT = [*FRAME, "#content", "#send", "#chat-list > a", "#conversations a"]
@@ -78,7 +78,7 @@ def test_it_keeps_the_comparison_screen_safe(browser: Browser, live_server, root
         page.wait_for_timeout(300)
         assert page.locator("#pair .prose").count() >= len(ATTACKS) + 3
         assert seen.findings(path, LABEL) == []
-        for pane in page.locator("#pair .label-pane").all():
+        for pane in page.locator("#pair .label-pane:not([hidden])").all():
             assert LAST in pane.inner_text()  # an attack that ends our elements would have left it outside
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate(PAINTS_OUTSIDE) == []
