@@ -34,7 +34,7 @@ class CampaignForm(forms.ModelForm):
 
     class Meta:
         model = Campaign
-        exclude = ()  # noqa: DJ006 - an administrator edits every field
+        exclude: tuple[str, ...] = ()  # an administrator edits every field
         labels = {
             "allow_tie": _("Allow ties"),
             "allow_both_bad": _("Allow “both bad”"),
@@ -123,7 +123,7 @@ class LinesField(forms.CharField):
         return "\n".join(map(str, value)) if isinstance(value, list) else value
 
     def to_python(self, value: Any) -> Any:
-        return [line.strip() for line in super().to_python(value).splitlines() if line.strip()]
+        return [line.strip() for line in (super().to_python(value) or "").splitlines() if line.strip()]
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         return list(initial or []) != self.to_python(data)
@@ -137,7 +137,7 @@ class NumbersField(forms.CharField):
 
     def to_python(self, value: Any) -> Any:
         try:
-            return [float(one) for one in super().to_python(value).replace(",", " ").split()]
+            return [float(one) for one in (super().to_python(value) or "").replace(",", " ").split()]
         except ValueError as error:
             raise ValidationError(_("Numbers with commas between them, like 0.7, 1.0.")) from error
 

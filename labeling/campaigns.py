@@ -4,12 +4,12 @@ from datetime import datetime
 
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import ProtectedError
+from django.db.models import Count, ProtectedError
 from django.utils.translation import gettext as _
 
 from labeling import judgments
 from labeling.errors import Frozen, Refused
-from labeling.models import Campaign, Guidelines, Judgment, Membership
+from labeling.models import Campaign, Guidelines, Invitation, Judgment, Membership
 
 
 class LastManager(Refused):
@@ -117,12 +117,19 @@ def delete(campaign: Campaign) -> None:
         said = Judgment.objects.filter(comparison__campaign=campaign)
         if said.filter(frozen_at__isnull=False).exists():
             raise Frozen(_refusal(campaign))
+        # A link into no campaign at all would lead into every one.
+        Invitation.objects.filter(pk__in=_links_into_alone(campaign)).delete()
         said.update(supersedes=None)  # chains of revisions protect themselves
         said.delete()
         try:
             campaign.delete()
         except ProtectedError as error:
             raise Frozen(_refusal(campaign)) from error
+
+
+def _links_into_alone(campaign: Campaign) -> list[int]:
+    counted = Invitation.objects.annotate(n_campaigns=Count("campaigns")).filter(n_campaigns=1)
+    return list(counted.filter(pk__in=campaign.invitation_set.values("pk")).values_list("pk", flat=True))
 
 
 def _refusal(campaign: Campaign) -> str:

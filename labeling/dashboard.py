@@ -215,7 +215,7 @@ def coefficients(rows: Sequence[Data] | None) -> list[Figure]:
     """How much each property multiplies the odds of being chosen."""
     return [
         Figure(
-            COEFFICIENTS.get(row["name"], row["name"]),
+            COEFFICIENTS.get(str(row["name"])) or str(row["name"]),
             f"× {row['odds']:.2f}",
             "",
             0,

@@ -222,7 +222,8 @@ def _counts_by_person(campaign: Campaign) -> Iterable[dict[str, Any]]:
         n_surplus=Count("pk", filter=Q(is_surplus=True)),
         last_at=Max("created_at"),
     )
-    for row in rows.order_by("-n", "annotator"):
+    found: Iterable[dict[str, Any]] = map(dict, rows.order_by("-n", "annotator"))
+    for row in found:
         user, name = row.pop("annotator"), row.pop("annotator__username")
         yield {"user": user, "name": name, **row, "last_at": row["last_at"].isoformat()}
 
@@ -239,7 +240,8 @@ def _domains(campaign: Campaign) -> list[dict[str, Any]]:
         n_closed=Count("pk", filter=Q(is_open=False)),
         disputed=Count("pk", filter=Q(is_disputed=True)),
     )
-    return [{"domain": row.pop("prompt__domain"), **row} for row in counted.order_by("-n_pairs", "prompt__domain")]
+    ordered = map(dict, counted.order_by("-n_pairs", "prompt__domain"))
+    return [{"domain": row.pop("prompt__domain"), **row} for row in ordered]
 
 
 def _throughput(campaign: Campaign, now: datetime) -> dict[str, list[tuple[str, int]]]:

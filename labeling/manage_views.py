@@ -1,6 +1,6 @@
 """Pages by which a manager runs a campaign: settings, guidelines, members. Managers need no access to the admin."""
 
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -18,7 +18,14 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
 from labeling import access, accounts, campaigns, judgments
-from labeling.campaign_forms import CampaignInvitationForm, CriteriaFormSet, GuidelinesForm, MemberForm, SettingsForm
+from labeling.campaign_forms import (
+    BaseCriteriaFormSet,
+    CampaignInvitationForm,
+    CriteriaFormSet,
+    GuidelinesForm,
+    MemberForm,
+    SettingsForm,
+)
 from labeling.campaign_pages import frame
 from labeling.errors import Refused
 from labeling.models import Campaign, Invitation, Judgment, Membership
@@ -34,7 +41,9 @@ def campaign_settings(request: HttpRequest, slug: str) -> HttpResponse:
     person = access.person(request)
     campaign = access.get_managed_campaign(person, slug)
     form = SettingsForm(request.POST or None, instance=campaign)
-    criteria = CriteriaFormSet(request.POST or None, prefix="criteria", initial=campaign.criteria)
+    criteria = cast(
+        BaseCriteriaFormSet, CriteriaFormSet(request.POST or None, prefix="criteria", initial=campaign.criteria)
+    )
     if request.method == "POST" and form.is_valid() and criteria.is_valid():
         _save(form, criteria.criteria())
         messages.success(request, _("Saved. People who label see it with their next pair."))

@@ -46,7 +46,7 @@ def of(user: User, now: datetime) -> Own:
     dates = [(now.date() - timedelta(days=k)).isoformat() for k in range(7)]
     lines = _lines(user, said)
     times = done.filter(shown_ms__isnull=False).order_by("-pk").values_list("shown_ms", flat=True)[:N_RECENT]
-    recent = list(times)
+    recent = [ms for ms in times if ms is not None]
     return Own(
         n=sum(line.n for line in lines),
         n_today=per_day.get(dates[0], 0),

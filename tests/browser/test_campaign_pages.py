@@ -41,7 +41,7 @@ def world(live_server) -> Campaign:
         for person, chance in zip(people, itertools.cycle((number % 2, number % 3 == 0, 1)), strict=False):
             _vote(comparison, person, int(chance))
     known = campaign.comparisons.latest("pk")
-    gold.set_answer(known, adjudication.best_of(known, known.items.first().response_id))
+    gold.set_answer(known, adjudication.best_of(known, known.items.earliest("pk").response_id))
     campaigns.publish_guidelines(campaign, f"# Be kind\n\n{HOSTILE}", mia, timezone.now())
     campaigns.pause_member(Membership.objects.get(user=people[0]), timezone.now())
     return campaign
@@ -85,7 +85,7 @@ def _log_in(page: Page, name: str, url: str) -> None:
 
 
 def _addresses(campaign: Campaign) -> Iterator[tuple[str, str]]:
-    dispute = adjudication.listed(campaign, "disputed").first()
+    dispute = adjudication.listed(campaign, "disputed").earliest("pk")
     rows = {"adjudicate": [dispute.pk], "campaign_annotator": [User.objects.get(username=HOSTILE).pk]}
     for name in (
         "campaign_dashboard", "campaign_annotators", "campaign_annotator", "campaign_disputes", "adjudicate",

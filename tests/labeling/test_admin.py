@@ -125,7 +125,13 @@ def test_it_reopens_pairs_when_the_overlap_grows(client, root):
 
 
 def test_it_publishes_the_guidelines_of_a_campaign(client, root):
-    body = {"name": "Dogs", "slug": "dogs", "guidelines": "Be *kind*.", "status": "active", "scale": "seven"}
+    body: dict[str, str | float] = {
+        "name": "Dogs",
+        "slug": "dogs",
+        "guidelines": "Be *kind*.",
+        "status": "active",
+        "scale": "seven",
+    }
     body |= {"overlap": 1, "max_overlap": 0, "lease_seconds": 120, "min_dwell_ms": 600, "n_candidates": 4}
     body |= {"max_tokens": 256, "group_size": 2, "gold_share": 0, "repeat_share": 0, "practice_pairs": 0}
     body |= {"strategy": "random", "random_share": 0.2, "rationale": "off"}

@@ -92,13 +92,20 @@ def test_it_deletes_a_campaign_that_nothing_learned_from():
     judgment = make.judge(make.lease(make.comparison(cats), anna))
     judgments.undo(judgment, make.NOW)
     campaigns.publish_guidelines(cats, "Be kind.", anna, make.NOW)
-    token = accounts.prepare(invitation := Invitation(expires_at=make.later(60)), anna)
-    invitation.save()
-    invitation.campaigns.add(cats)
     campaigns.delete(cats)
     assert not Campaign.objects.exists()
     assert not Judgment.objects.exists()
-    assert accounts.find(token, make.NOW)
+
+
+def test_it_deletes_links_that_led_into_the_campaign_alone():
+    cats, dogs, anna = make.campaign("cats"), make.campaign("dogs"), make.person("anna")
+    tokens = []
+    for into in ([cats], [cats, dogs], []):
+        tokens.append(accounts.prepare(invitation := Invitation(expires_at=make.later(60)), anna))
+        invitation.save()
+        invitation.campaigns.set(into)
+    campaigns.delete(cats)
+    assert [bool(accounts.find(token, make.NOW)) for token in tokens] == [False, True, True]
 
 
 def test_it_refuses_in_words_to_delete_what_a_model_learned_from():

@@ -35,7 +35,8 @@ def test_it_covers_the_truth_about_as_often_as_it_says():
         past, future = rng.poisson(20, 14) * rng.integers(0, 2, 14), rng.poisson(20, 400) * rng.integers(0, 2, 400)
         truth = int(np.argmax(np.cumsum(future) >= 200)) + 1
         found = forecast.finish(list(past), 200, rng)
-        n_inside += bool(found and found.low <= truth <= (found.high or np.inf))
+        assert found is not None
+        n_inside += (found.low or np.inf) <= truth <= (found.high or np.inf)
     assert 0.82 <= n_inside / 200 <= 0.99
 
 

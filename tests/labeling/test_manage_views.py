@@ -50,7 +50,7 @@ def _addresses(campaign):
         "invitation_revoke": [invitation.pk],
     }
     for pattern in PATTERNS:
-        yield pattern.name, reverse(pattern.name, args=[campaign.slug, *rows.get(pattern.name, [])])
+        yield pattern.name, reverse(pattern.name, args=[campaign.slug, *rows.get(str(pattern.name), [])])
 
 
 def _ask(client, name, address):
@@ -242,7 +242,7 @@ def test_it_escapes_names_everywhere(client, mia):
         if pattern.name in ONLY_POST or pattern.name == "guidelines_version":
             continue
         args = {"adjudicate": [comparison.pk], "campaign_annotator": [User.objects.get(username=HOSTILE).pk]}
-        page = client.get(reverse(pattern.name, args=["hostile", *args.get(pattern.name, [])])).content.decode()
+        page = client.get(reverse(pattern.name, args=["hostile", *args.get(str(pattern.name), [])])).content.decode()
         assert "<img src=x" not in page, pattern.name
 
 
