@@ -23,10 +23,11 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.utils.translation import gettext as _
 
-from labeling import formats, formats_own, intake, screening
+from labeling import formats, intake, screening
 from labeling.errors import Invalid
+from labeling.formats import own
+from labeling.formats.records import Record, Refusal
 from labeling.models import Campaign, Import, ImportProblem
-from labeling.records import Record, Refusal
 
 BATCH = 200  # records per transaction: on SQLite nobody who labels meanwhile waits long
 MAX_FILE_BYTES = 2 * 1024**3
@@ -76,9 +77,9 @@ def _checked(lines: Iterable[object], report: Report) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         report.lines = number
         try:
-            record = formats_own.read_line(line if isinstance(line, dict) else {"": line})
+            record = own.read_line(line if isinstance(line, dict) else {"": line})
             if len(record.answers) < 2:
-                raise Invalid(formats_own.RESPONSES)
+                raise Invalid(own.RESPONSES)
             yield record
         except Invalid as error:
             report.refused.append({"line": number, "why": str(error)})

@@ -11,8 +11,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from labeling import judgments, pairs, prompts, responses, screening
+from labeling.formats.records import Record, Vote
 from labeling.models import Campaign, Comparison, Judgment, Prompt, Purpose, Response
-from labeling.records import Record, Vote
 
 NAMESPACE = uuid.UUID("6f1f0c1e-53f5-4c35-9d8e-8a7a35c7c2b4")  # for client keys that follow from the content
 UNNAMED = "unnamed"

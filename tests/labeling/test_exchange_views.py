@@ -15,9 +15,9 @@ from django.urls import reverse
 from django.utils import timezone
 
 from labeling import exchange, intake
+from labeling.formats.records import make as make_record
+from labeling.formats.records import ranked
 from labeling.models import Campaign, Import, Prompt
-from labeling.records import make as make_record
-from labeling.records import ranked
 from tests.labeling import make
 
 pytestmark = pytest.mark.django_db

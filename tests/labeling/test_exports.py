@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeling import choices, exports, exports_files, formats, intake, judgments
+from labeling.formats.records import Vote, ranked
+from labeling.formats.records import make as make_record
 from labeling.models import Campaign, Comparison, Judgment, Purpose
 from labeling.provenance import LEAVE_OUT, SOFT, Options
-from labeling.records import Vote, ranked
-from labeling.records import make as make_record
 from tests.labeling import make
 
 pytestmark = pytest.mark.django_db

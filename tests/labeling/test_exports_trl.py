@@ -13,10 +13,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.data_utils import apply_chat_template, is_conversational, maybe_extract_prompt
 
 from labeling import choices, exports, exports_files, intake, judgments
+from labeling.formats.records import Vote, ranked
+from labeling.formats.records import make as make_record
 from labeling.models import Campaign
 from labeling.provenance import SOFT, Options
-from labeling.records import Vote, ranked
-from labeling.records import make as make_record
 from tests.labeling import make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.ml]

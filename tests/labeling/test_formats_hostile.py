@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeling import formats, formats_files
+from labeling import formats
 from labeling.formats import Record, Refusal, Unreadable
+from labeling.formats import files as formats_files
 
 GOOD = '{"prompt": "Why?", "responses": ["So.", "Thus."]}'
 PAIR = {"prompt": "Why?", "responses": [{"text": "So."}, {"text": "Thus."}]}

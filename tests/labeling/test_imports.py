@@ -14,8 +14,8 @@ from django.utils import timezone
 
 from labeling import exchange, intake, judgments, tasks
 from labeling.errors import Invalid
+from labeling.formats.records import Record
 from labeling.models import Campaign, Comparison, Import, ImportProblem, Judgment, Prompt, Response
-from labeling.records import Record
 from tests.labeling import make
 
 pytestmark = pytest.mark.django_db

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from labeling import records
 from labeling.errors import Invalid
-from labeling.formats_cells import PROMPTS, numbered, split, turns, unpacked
-from labeling.formats_tools import ANSWERS
-from labeling.records import Record, Vote
+from labeling.formats import records
+from labeling.formats.cells import PROMPTS, numbered, split, turns, unpacked
+from labeling.formats.records import Record, Vote
+from labeling.formats.tools import ANSWERS
 
 SUFFIX = ".responses"
 RATIONALES = ("rationale", "reason", "why", "justif", "comment", "explan")

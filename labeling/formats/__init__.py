@@ -12,17 +12,10 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from labeling import (
-    formats_arena,
-    formats_argilla,
-    formats_files,
-    formats_own,
-    formats_tools,
-    formats_trl,
-)
 from labeling.errors import Invalid
-from labeling.formats_files import Unreadable
-from labeling.records import Record, Refusal
+from labeling.formats import arena, argilla, files, own, tools, trl
+from labeling.formats.files import Unreadable
+from labeling.formats.records import Record, Refusal
 
 __all__ = ["FORMATS", "Format", "Record", "Refusal", "Unreadable", "detect", "read"]
 AUTO = "auto"
@@ -44,63 +37,63 @@ FORMATS: dict[str, Format] = {
     "label_studio": Format(
         _("Label Studio"),
         _("Export as JSON or JSON-MIN of a project with a Pairwise, Ranker or Choices tag."),
-        formats_tools.matches_label_studio,
-        formats_tools.read_label_studio,
+        tools.matches_label_studio,
+        tools.read_label_studio,
     ),
     "open_webui": Format(
         _("Open WebUI"),
         _("Feedback export of the evaluations page. A thumb judges one response; siblings are not taken as losers."),
-        formats_tools.matches_open_webui,
-        formats_tools.read_open_webui,
+        tools.matches_open_webui,
+        tools.read_open_webui,
     ),
     "argilla": Format(
         _("Argilla"),
         _("Records of version 2 (to_json, to_list, to_datasets) or feedback records of version 1."),
-        formats_argilla.matches,
-        formats_argilla.read,
+        argilla.matches,
+        argilla.read,
     ),
     "arena": Format(
         _("Arena battles"),
         _("LMSYS and LMArena battles or compar:IA votes: conversation_a, conversation_b and who won."),
-        formats_arena.matches,
-        formats_arena.read,
+        arena.matches,
+        arena.read,
     ),
     "arena_table": Format(
         _("Arena battles, Kaggle layout"),
         _("prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie."),
-        formats_arena.matches_kaggle,
-        formats_arena.read_kaggle,
+        arena.matches_kaggle,
+        arena.read_kaggle,
     ),
     "preference": Format(
         _("Preference pairs (TRL, hh-rlhf)"),
         _("chosen and rejected, with a prompt or beginning alike; texts, conversations, or “Human: … Assistant: …”."),
-        formats_trl.matches_preference,
-        formats_trl.read_preference,
+        trl.matches_preference,
+        trl.read_preference,
     ),
     "unpaired": Format(
         _("Unpaired preference (KTO)"),
         _("prompt, completion and label (true or false)."),
-        formats_trl.matches_unpaired,
-        formats_trl.read_unpaired,
+        trl.matches_unpaired,
+        trl.read_unpaired,
     ),
     "lines": Format(
         _("Alignapp"),
         _("prompt or messages, with responses and judgments if there are any."),
-        formats_own.matches_line,
-        formats_own.read_line,
+        own.matches_line,
+        own.read_line,
     ),
     "table": Format(
         _("Table"),
         _("Columns prompt, response_1 and response_2 (or _a, _b), and choice (1, 2, tie, both_bad) if it was judged."),
-        formats_own.matches_row,
-        formats_own.read_row,
+        own.matches_row,
+        own.read_row,
     ),
 }
 
 
 def detect(path: Path) -> str:
     """The name of the format, by the first values. Raises Unreadable when none fits."""
-    for _number, value in zip(range(N_TRIED), formats_files.values(path), strict=False):
+    for _number, value in zip(range(N_TRIED), files.values(path), strict=False):
         if not isinstance(value, Refusal) and isinstance(value[1], dict):
             for name, known in FORMATS.items():
                 if known.matches(value[1]):
@@ -114,7 +107,7 @@ def detect(path: Path) -> str:
 def read(path: Path, name: str, *, after: int = 0) -> Iterator[Record | Refusal]:
     """Every record of the file that stands after number `after`, or why it cannot be taken. Raises Unreadable."""
     known = FORMATS[name]
-    for value in formats_files.values(path):
+    for value in files.values(path):
         if isinstance(value, Refusal):
             if value.number > after:
                 yield value
@@ -125,7 +118,7 @@ def read(path: Path, name: str, *, after: int = 0) -> Iterator[Record | Refusal]
 def _read(known: Format, number: int, value: object) -> Record | Refusal:
     if not isinstance(value, dict):
         return Refusal(
-            number, f"An object is wanted here, not {type(value).__name__}.", formats_files.excerpt(str(value)[:500])
+            number, f"An object is wanted here, not {type(value).__name__}.", files.excerpt(str(value)[:500])
         )
     try:
         return replace(known.read(value), number=number)
@@ -138,4 +131,4 @@ def _read(known: Format, number: int, value: object) -> Record | Refusal:
 def _excerpt(value: dict[str, Any]) -> str:
     """Enough to find the record by: its first text that says something."""
     shown = next((cell for cell in value.values() if isinstance(cell, str) and len(cell) > 3), str(list(value)[:10]))
-    return formats_files.excerpt(shown)
+    return files.excerpt(shown)

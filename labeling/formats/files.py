@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from labeling.records import Refusal
+from labeling.formats.records import Refusal
 
 MAX_BYTES = 16 * 1024 * 1024  # of one record; a chat export holds whole conversations
 MAX_ROW_GROUP = 512 * 1024 * 1024  # unpacked; writers make them of 64 to 300 MB

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from labeling import formats_files
 from labeling.errors import Invalid
+from labeling.formats import files
 
 PROMPTS = ("prompt", "instruction", "question", "input", "query", "text")
 # response_1, response-b, reply 2, generation-0, left_answer … : a word, and which one it is.
@@ -34,7 +34,7 @@ def unpacked(cell: object) -> Any:
     if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
         return cell
     try:
-        return formats_files.parse(cell)
+        return files.parse(cell)
     except ValueError as error:
         raise Invalid(f"A cell begins like JSON, but is none: {error}") from error
 

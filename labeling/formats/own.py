@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from labeling import records
 from labeling.errors import Invalid
-from labeling.formats_cells import numbered, unpacked
-from labeling.records import MAX_RESPONSES, Record, Vote
+from labeling.formats import records
+from labeling.formats.cells import numbered, unpacked
+from labeling.formats.records import MAX_RESPONSES, Record, Vote
 
 KEYS = {"prompt", "messages", "responses", "domain", "judgments"}
 SAID = {"verdict", "ranks", "strength", "annotator", "rationale"}

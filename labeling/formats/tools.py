@@ -1,4 +1,4 @@
-"""Exports of Label Studio and Open WebUI. (Argilla's are in formats_argilla, battles in formats_arena.)
+"""Exports of Label Studio and Open WebUI. (Argilla's are in argilla.py, battles in arena.py.)
 
 Sources: labelstud.io/guide/task_format, /tags/pairwise, /tags/ranker, /guide/export (JSON and JSON_MIN);
 open-webui's backend/open_webui/models/feedbacks.py and its evaluations export.
@@ -7,10 +7,10 @@ open-webui's backend/open_webui/models/feedbacks.py and its evaluations export.
 from collections.abc import Iterator
 from typing import Any
 
-from labeling import records
 from labeling.errors import Invalid
-from labeling.formats_cells import PROMPTS, numbered, split, words
-from labeling.records import Record, Verdict, Vote
+from labeling.formats import records
+from labeling.formats.cells import PROMPTS, numbered, split, words
+from labeling.formats.records import Record, Verdict, Vote
 
 ANSWERS = ("response", "answer", "completion", "output", "generation", "reply", "summary", "text", "txt", "model")
 ITEMS = ("items", "responses", "answers", "results", "options", "candidates")

@@ -5,10 +5,10 @@ and of hh-rlhf. Source: huggingface.co/docs/trl/dataset_formats.
 import re
 from typing import Any
 
-from labeling import records
 from labeling.errors import Invalid
-from labeling.formats_cells import shared_prompt, turns, unpacked
-from labeling.records import Record, Verdict, Vote
+from labeling.formats import records
+from labeling.formats.cells import shared_prompt, turns, unpacked
+from labeling.formats.records import Record, Verdict, Vote
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
 _ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -6,10 +6,10 @@ and ministere-culture/comparia-votes.
 
 from typing import Any
 
-from labeling import records
 from labeling.errors import Invalid
-from labeling.formats_cells import shared_prompt, unpacked
-from labeling.records import BOTH_BAD, TIE, Record, Vote
+from labeling.formats import records
+from labeling.formats.cells import shared_prompt, unpacked
+from labeling.formats.records import BOTH_BAD, TIE, Record, Vote
 
 WINNERS: dict[str, int | str] = {
     "model_a": 0, "model_b": 1, "tie": TIE, "tie (bothbad)": BOTH_BAD, "both_bad": BOTH_BAD, "bothbad": BOTH_BAD,
