@@ -5,8 +5,8 @@
 Real web processes on a real PostgreSQL (started here, from a wheel), 800-character responses. A vote is "next" (claim
 one pair) and "submit" (judge it), sent over kept-alive connections by an event loop in this process, on the same
 machine: 8 and 32 people without think time, then 1,000 who think for 15 s. At the end the judgments are counted: over
-are pairs with more judgments than wanted, under closed ones with fewer. Then the preferences of as many judged pairs
-are exported. Prints a table and one JSON line last; --profile adds where the time goes in one vote, --plans the query
+are pairs with more judgments than wanted, under closed ones with fewer. Then the preferences of
+as many judged pairs, 50,000 at most, are exported. Prints a table and one JSON line last; --profile adds where the time goes in one vote, --plans the query
 plan of a claim.
 """
 

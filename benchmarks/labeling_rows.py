@@ -37,6 +37,7 @@ INSERT INTO labeling_comparisonitem (comparison_id, response_id, index)
   SELECT c.id, r.id, row_number() OVER (PARTITION BY c.id ORDER BY r.id) - 1
   FROM labeling_comparison c JOIN labeling_response r ON r.prompt_id = c.prompt_id WHERE c.campaign_id = %(c)s;
 """
+JUDGED_PAIRS = 50_000  # what is exported
 JUDGED = """
 INSERT INTO labeling_judgment (comparison_id, annotator_id, client_key, purpose, repeat, is_surplus, verdict, ranks,
                                strength, "order", reason, tags, criteria, flags, skip_reason, shown_ms, attention,
@@ -51,7 +52,7 @@ UPDATE labeling_comparison SET n_judgments = 1, is_open = false WHERE campaign_i
 
 
 def fill(n_pairs: int, overlap: int, n_people: int, people_file: Path) -> None:
-    """Two campaigns of `n_pairs`, one to judge and one judged; the cookies of people who are logged in, the manager's
+    """Two campaigns, one of `n_pairs` to judge and one of at most JUDGED_PAIRS judged; the cookies of people who are logged in, the manager's
     last, go into `people_file`.
     """
     users = User.objects.bulk_create(User(username=f"person-{i}", password="!") for i in range(n_people))  # noqa: S106
@@ -61,7 +62,9 @@ def fill(n_pairs: int, overlap: int, n_people: int, people_file: Path) -> None:
         Membership.objects.bulk_create(Membership(campaign=campaign, user=user) for user in users)
         campaign.memberships.filter(user=users[-1]).update(role=Membership.Role.MANAGER)
         with connection.cursor() as cursor:
-            cursor.execute(ROWS, {"c": campaign.pk, "n": n_pairs, "k": k})
+            cursor.execute(
+                ROWS, {"c": campaign.pk, "n": n_pairs if slug == "open" else min(n_pairs, JUDGED_PAIRS), "k": k}
+            )
             if slug == "judged":
                 cursor.execute(JUDGED, {"c": campaign.pk, "u": users[-1].pk})
     with connection.cursor() as cursor:
@@ -98,7 +101,9 @@ def profile(n_votes: int, n_lines: int = 25) -> None:
 
 
 def _vote(client: Client) -> None:
-    [lease] = client.post("/api/campaigns/open/leases/", {"n": 1, "undoable": False}, "application/json").json()["leases"]
+    [lease] = client.post("/api/campaigns/open/leases/", {"n": 1, "undoable": False}, "application/json").json()[
+        "leases"
+    ]
     body = {"lease": lease["id"], "client_key": str(uuid.uuid4()), "verdict": "tie", "order": lease["order"]}
     assert client.post("/api/judgments/", body, "application/json").status_code == 201
 

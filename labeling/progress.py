@@ -1,7 +1,11 @@
 """How far a campaign is, and what a person with nothing to label is waiting for."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 from django.contrib.auth.models import User
 from django.core.cache import cache
@@ -11,7 +15,9 @@ from django.db.models.functions import Greatest
 from labeling import access, judgments, leases, pairs
 from labeling.models import Campaign, Judgment, Membership
 
+T = TypeVar("T")
 LATELY_SECONDS = 5
+KEPT_SECONDS = 3600
 WRITING = Q(candidates_state__in=("wanted", "claimed"))
 # Of one comparison; a dispute that was settled wants less than it got.
 ASKED_FOR = Greatest("n_wanted", "n_judgments", output_field=PositiveIntegerField())
@@ -38,34 +44,46 @@ class Progress:
 
 def of_campaign(campaign: Campaign, user: User) -> Progress:
     """Three queries, whatever the campaign's size."""
+    return Progress(**_totals(campaign), n_mine=_n_judged(campaign, user))
+
+
+def lately(campaign: Campaign, user: User) -> Progress:
+    """As it was a few seconds ago: counting all pairs for every vote would cost more than the vote."""
+    made = f"{campaign.pk}:{campaign.created_at.timestamp()}"
+    totals = _kept(f"progress:{made}", partial(_totals, campaign))
+    return Progress(**totals, n_mine=_kept(f"progress:{made}:{user.pk}", partial(_n_judged, campaign, user)))
+
+
+def _totals(campaign: Campaign) -> dict[str, int]:
     pairs = campaign.comparisons.filter(gold_ranks__isnull=True).aggregate(
         n=Count("pk"), done=Sum("n_judgments", default=0), wanted=Sum(ASKED_FOR, default=0)
     )
     prompts = campaign.prompts.aggregate(
-        n=Count("pk"),
-        writing=Count("pk", filter=WRITING),
-        failed=Count("pk", filter=Q(candidates_state="failed")),
+        n_prompts=Count("pk"),
+        n_writing=Count("pk", filter=WRITING),
+        n_failed=Count("pk", filter=Q(candidates_state="failed")),
     )
+    return {"n_comparisons": pairs["n"], "n_judgments": pairs["done"], "n_wanted": pairs["wanted"], **prompts}
+
+
+def _n_judged(campaign: Campaign, user: User) -> int:
     mine = judgments.in_force().filter(annotator=user, comparison__campaign=campaign)
-    return Progress(
-        n_comparisons=pairs["n"],
-        n_judgments=pairs["done"],
-        n_wanted=pairs["wanted"],
-        n_mine=mine.exclude(verdict=Judgment.Verdict.SKIP).count(),
-        n_prompts=prompts["n"],
-        n_writing=prompts["writing"],
-        n_failed=prompts["failed"],
-    )
+    return mine.exclude(verdict=Judgment.Verdict.SKIP).count()
 
 
-def lately(campaign: Campaign, user: User) -> Progress:
-    """As `of_campaign` found it a few seconds ago: counting all pairs for every vote would cost more than the vote."""
-    key = f"progress:{campaign.pk}:{campaign.created_at.timestamp()}:{user.pk}"
+def _kept(key: str, count: Callable[[], T]) -> T:
+    """What `count` returned lately. One of those who find it too old counts anew, the others take what is there; what
+    takes long to count is kept for longer, so that counting never takes more than a hundredth of the time.
+    """
     found = cache.get(key)
-    if found is None:
-        found = of_campaign(campaign, user)
-        cache.set(key, found, LATELY_SECONDS)
-    return found
+    now = time.time()
+    if found is not None and (now < found[1] or not cache.add(f"{key}:counting", True, 60)):
+        return found[0]
+    value = count()
+    took = time.time() - now
+    cache.set(key, (value, now + max(LATELY_SECONDS, 100 * took)), KEPT_SECONDS)
+    cache.delete(f"{key}:counting")
+    return value
 
 
 def state(campaign: Campaign, user: User, progress: Progress, *, has_pairs: bool) -> str:
