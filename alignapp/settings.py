@@ -264,8 +264,10 @@ RUN_MAX_ATTEMPTS = env.int("RUN_MAX_ATTEMPTS", default=3)
 
 # --- API, language, logs ---------------------------------------------------------------------------------------------
 # Throttles count here. In memory, each web process counts for itself; Redis counts for all of them.
+# Celery's name for a socket is redis+socket://, redis-py's is unix://.
+CACHE_URL = REDIS_URL.replace("redis+socket://", "unix://", 1)
 CACHES = {
-    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "cache"}
+    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": CACHE_URL, "KEY_PREFIX": "cache"}
     if REDIS_URL
     else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 10_000}}
 }

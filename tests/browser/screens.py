@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.test import Client
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect
 
 from labeling import judgments
 from labeling.models import Campaign, Comparison, Judgment
@@ -36,6 +36,7 @@ class Screens:
         self.browser, self.address = browser, address
         self.contexts: list[BrowserContext] = []
         self.errors: list[str] = []
+        self.underway: set[Request] = set()
 
     def window(self, user, **options) -> Page:
         context = self.browser.new_context(base_url=self.address, **{**DESKTOP, "locale": "en", **options})
@@ -47,12 +48,18 @@ class Screens:
 
     def page(self, context: BrowserContext) -> Page:
         page = context.new_page()
+        page.on("request", lambda request: self.underway.add(request))
+        for ended in ("requestfinished", "requestfailed"):
+            page.on(ended, lambda request: self.underway.discard(request))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
         return page
 
     def _note(self, text: str) -> None:
-        if "ERR_INTERNET_DISCONNECTED" not in text and "status of 4" not in text:  # networks fail, and people log out
+        if (
+            not any(known in text for known in ("ERR_INTERNET_DISCONNECTED", "ERR_FAILED"))
+            and "status of 4" not in text
+        ):  # networks fail, and people log out
             self.errors.append(text)
 
     def open(self, user, *, is_ready: bool = True, **options) -> Page:
@@ -63,6 +70,12 @@ class Screens:
         return page
 
     def close(self) -> None:
+        """Lets what is under way end, and nothing new begin: the database is emptied next."""
+        for context in self.contexts:
+            context.route("**/api/**", lambda route: route.abort())
+        for _ in range(100):
+            if self.underway and self.contexts[0].pages:
+                self.contexts[0].pages[0].wait_for_timeout(20)
         for context in self.contexts:
             context.close()
 
