@@ -197,8 +197,11 @@ def _rows(said: QuerySet[Judgment], campaign: Campaign) -> Iterator[Row]:
 
 
 def _implied(row: Row) -> Iterator[Vote]:
-    """The votes of one judgment. Grades are of two responses' strength; groups have none, so theirs are ±1."""
-    place = {response: index for index, response in enumerate(row.order)}
+    """The votes of one judgment. Grades are of two responses' strength; groups have none, so theirs are ±1. The order of
+    responses in an imported file (chosen first, often) says nothing of the sides on which somebody saw them.
+    """
+    shown = [] if row.purpose == Purpose.IMPORT else row.order
+    place = {response: index for index, response in enumerate(shown)}
     for first, second in _pairs(row.ranks):
         sign = _sign(row.ranks, (first, second))
         side = int(np.sign(place[second] - place[first])) if first in place and second in place else 0

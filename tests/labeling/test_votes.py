@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from django.contrib.auth.models import User
 
-from labeling import agreement, bias, judgments, pairs, ratings, reliability, responses, suspects, votes
+from labeling import agreement, bias, exchange, judgments, pairs, ratings, reliability, responses, suspects, votes
 from labeling.choices import Choice
 from labeling.models import Campaign, Comparison, Judgment, Purpose
 from serving.models import Adapter
@@ -78,6 +78,17 @@ def test_it_reads_grades_sides_and_lineage(cats: Campaign):
     assert np.isnan(found.shown_ms[1])
     assert found.shown[1] == list(ids_of(comparison))[::-1]
     assert bias.left_share(found.votes.value, found.votes.side).k == 2
+
+
+def test_it_takes_the_order_of_an_imported_file_for_no_side(cats: Campaign):
+    """Files name the chosen response first: as a side, that would be a bias that explains every vote away."""
+    judged = [{"ranks": [1, 2], "annotator": name} for name in ("ann", "ben")]
+    lines = [
+        {"prompt": f"What is {n}?", "responses": [f"It is {n}.", "Who knows!"], "judgments": judged} for n in range(40)
+    ]
+    assert exchange.import_pairs(cats, lines).added == 40
+    assert not votes.collect(cats).votes.side.any()
+    assert min(label for label, _weight in votes.soft_labels(cats).values()) > 0.9
 
 
 def test_it_leaves_out_what_is_no_vote(cats: Campaign):
