@@ -158,12 +158,13 @@ def _fields(choice: Choice) -> dict[str, Any]:
 
 
 def _edit(comparison: Comparison, choice: Choice) -> Response | None:
-    """The chosen response as improved by hand; None when nothing was changed."""
+    """The chosen response as improved by hand; None when it says what one of those compared says already."""
     if not choice.edit:
         return None
-    chosen = comparison.responses.get(pk=choice.best)
+    compared = list(comparison.responses.all())
+    [chosen] = [one for one in compared if one.pk == choice.best]
     draft = responses.draft(comparison.prompt, choice.edit, source="edit", edited_from=chosen)
-    if draft is None or draft.sha256 == chosen.sha256:
+    if draft is None or draft.sha256 in {one.sha256 for one in compared}:
         return None
     return responses.store([draft])[0]
 
@@ -185,6 +186,8 @@ def revise(judgment: Judgment, client_key: uuid.UUID, choice: Choice, now: datet
         if choice.order != fresh.order:
             raise Invalid(_("This is not the order that was shown to you. Reload the page."))
         check(comparison.campaign, choice)
+        takes_a_place = fresh.verdict == Verdict.SKIP and choice.verdict != Verdict.SKIP
+        is_late = takes_a_place and fresh.lease is not None and _comes_too_late(fresh.lease, comparison, now)
         return add(
             comparison,
             fresh.annotator,
@@ -193,7 +196,7 @@ def revise(judgment: Judgment, client_key: uuid.UUID, choice: Choice, now: datet
             now,
             purpose=Purpose(fresh.purpose),
             lease=fresh.lease,
-            is_surplus=fresh.is_surplus,
+            is_surplus=fresh.is_surplus or is_late,
             supersedes=fresh,
             said=said,
         )

@@ -1,5 +1,6 @@
 """More judgments where people disagree, no more than allowed; and what reviewers decide."""
 
+import dataclasses
 import uuid
 
 import pytest
@@ -94,6 +95,34 @@ def test_it_replaces_a_judgment_by_its_revision():
         judgments.revise(first, uuid.uuid4(), revised(first), make.later(7))
     comparison.refresh_from_db()
     assert comparison.n_judgments == 1
+
+
+def test_it_counts_no_skip_that_is_revised_after_its_place_was_given_on():
+    comparison = make.comparison(make.campaign())
+    skip = make.judge(make.lease(comparison, make.person("", comparison.campaign)), "skip")
+    make.judge(make.lease(comparison, make.person("", comparison.campaign)), at=make.later(1))
+    assert judgments.revise(skip, uuid.uuid4(), revised(skip), make.later(2)).is_surplus
+    comparison.refresh_from_db()
+    assert comparison.n_judgments == 1
+
+
+def test_it_counts_a_skip_that_is_revised_while_there_is_room():
+    comparison = make.comparison(make.campaign())
+    skip = make.judge(make.lease(comparison, make.person("", comparison.campaign)), "skip")
+    judgments.revise(skip, uuid.uuid4(), revised(skip), make.later(2))
+    comparison.refresh_from_db()
+    assert (comparison.n_judgments, comparison.is_open) == (1, False)
+
+
+def test_it_takes_no_compared_response_for_an_edit_of_another():
+    comparison = make.comparison(make.campaign(allow_edit=True))
+    lease = make.lease(comparison, make.person("", comparison.campaign))
+    texts = dict(comparison.responses.values_list("pk", "text"))
+    for text, is_edit in ((texts[lease.order[0]], False), (texts[lease.order[1]], False), ("Better than both.", True)):
+        choice = dataclasses.replace(make.choice(lease), edit=text)
+        judgment = judgments.record(lease, lease.annotator, uuid.uuid4(), choice, make.NOW)
+        assert (judgment.edit is not None) == is_edit
+        judgments.undo(judgment, make.NOW)
 
 
 def test_it_undoes_a_judgment_through_all_its_revisions():
