@@ -6,6 +6,7 @@ None of it counts towards k, and annotators are not told which pairs these are (
 from datetime import datetime, timedelta
 
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils.translation import gettext as _
 
@@ -16,18 +17,25 @@ REPEAT_AFTER = timedelta(minutes=10)  # long enough that it is judged anew, and 
 ASSESSABLE = (Judgment.Verdict.PREFERENCE, Judgment.Verdict.TIE, Judgment.Verdict.BOTH_BAD)
 
 
+@transaction.atomic
 def set_answer(comparison: Comparison, ranks: dict[str, int] | None) -> None:
     """Makes the comparison a gold one, with the answer that is known (response id → rank, 1 best), or, with None, an
     ordinary one again. A gold comparison leaves the ordinary stream.
 
-    Raises Invalid unless every response has a rank and some response is better than another: a tie measures nothing.
+    Raises Invalid unless every response has a rank and some response is better than another (a tie measures nothing), and
+    for what was compared in a chat, which nobody else is shown.
     """
+    if comparison.source == Comparison.Source.CHAT:
+        raise Invalid(_("This was compared in somebody's chat. It is private, so nobody can be measured on it."))
     if ranks is not None:
         ids = {str(item.response_id) for item in comparison.items.all()}
         if set(ranks) != ids or len(set(ranks.values())) < 2:
             raise Invalid(_("Rank every response of the pair, and at least one better than another."))
+    before = Comparison.objects.select_for_update(of=("self",)).get(pk=comparison.pk)
+    if before.gold_ranks == ranks:
+        return
     comparison.gold_ranks = ranks
-    comparison.is_open = ranks is None and comparison.n_judgments < comparison.n_wanted
+    comparison.is_open = ranks is None and before.n_judgments < before.n_wanted
     comparison.save(update_fields=["gold_ranks", "is_open"])
 
 

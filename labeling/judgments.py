@@ -11,7 +11,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Least
 from django.utils.translation import gettext as _
 
@@ -85,9 +85,12 @@ def _comes_too_late(lease: Lease, comparison: Comparison, now: datetime) -> bool
 
 
 def _said_of(comparison: Comparison, annotator: User) -> list[Judgment]:
-    """All rows of a comparison, superseded ones too: a handful. Of one that everybody is measured on, this person's."""
+    """All rows of a comparison, superseded ones too: a handful. Of one that everybody is measured on, this person's and
+    those from before, or from elsewhere, that count.
+    """
     rows = Judgment.objects.filter(comparison=comparison)
-    return list(rows.filter(annotator=annotator) if comparison.is_gold else rows)
+    counted = Q(purpose__in=(*COUNTED, Purpose.ADJUDICATION))
+    return list(rows.filter(Q(annotator=annotator) | counted) if comparison.is_gold else rows)
 
 
 def _standing(said: list[Judgment]) -> list[Judgment]:
@@ -240,8 +243,6 @@ def add_imported(drafts: list[Judgment]) -> None:
 
 def _count(comparison: Comparison, said: list[Judgment]) -> None:
     """Counted anew from all rows, not added up: a counter that counts cannot drift."""
-    if comparison.is_gold:  # it has left the stream, and everybody's rows are many
-        return
     standing = [row for row in _standing(said) if row.verdict != Verdict.SKIP]
     votes = [row.ranks for row in standing if row.purpose in COUNTED and not row.is_surplus]
     _set_counts(comparison, votes, is_decided=any(row.purpose == Purpose.ADJUDICATION for row in standing))
@@ -254,7 +255,7 @@ def _set_counts(comparison: Comparison, votes: list[dict[str, int]], *, is_decid
     is_contested = _are_contested(votes)
     comparison.n_judgments = len(votes)
     comparison.n_wanted = campaign.overlap
-    if is_contested and len(votes) >= campaign.overlap:
+    if is_contested and not is_decided and len(votes) >= campaign.overlap:
         comparison.n_wanted = max(campaign.overlap, min(len(votes) + 1, campaign.max_overlap))
     is_private = comparison.source == Comparison.Source.CHAT or comparison.is_gold
     comparison.is_open = not is_private and len(votes) < comparison.n_wanted

@@ -152,6 +152,39 @@ def test_it_takes_a_pair_out_of_the_stream_and_puts_it_back():
     assert make.lease(comparison, anna).purpose == Purpose.LABEL
 
 
+def test_it_wants_again_what_was_taken_back_while_the_answer_was_known():
+    campaign = make.campaign()
+    comparison = make.comparison(campaign)
+    first = make.judge(make.lease(comparison, make.person("anna", campaign)))
+    ids = [str(item.response_id) for item in comparison.items.all()]
+    gold.set_answer(comparison, dict(zip(ids, (1, 2), strict=True)))
+    judgments.undo(first, make.later(1))
+    gold.set_answer(comparison, None)
+    comparison.refresh_from_db()
+    assert (comparison.n_judgments, comparison.is_open) == (0, True)
+
+
+def test_it_never_shows_anybody_what_was_compared_in_a_chat():
+    campaign = make.campaign(overlap=2)
+    comparison = make.comparison(campaign)
+    comparison.source, comparison.is_open = Comparison.Source.CHAT, False
+    comparison.save()
+    ids = [str(item.response_id) for item in comparison.items.all()]
+    for ranks in (dict(zip(ids, (1, 2), strict=True)), None):
+        with pytest.raises(Invalid, match="private"):
+            gold.set_answer(comparison, ranks)
+    assert leases.claim(campaign, make.person("anna", campaign), make.NOW) == []
+
+
+def test_it_leaves_an_ordinary_pair_as_it_is_when_its_answer_is_forgotten_again():
+    comparison = make.comparison(make.campaign())
+    comparison.is_open = False
+    comparison.save()
+    gold.set_answer(comparison, None)
+    comparison.refresh_from_db()
+    assert not comparison.is_open
+
+
 def test_it_keeps_the_purpose_of_a_judgment_that_is_revised_or_undone():
     campaign = make.campaign(practice_pairs=1)
     golden(campaign)

@@ -72,6 +72,19 @@ def test_it_lets_a_reviewer_decide_once_and_settles_the_dispute():
     assert comparison.is_disputed
 
 
+def test_it_asks_nobody_more_once_a_reviewer_has_decided():
+    comparison = vote(make.comparison(make.campaign(overlap=2, max_overlap=5)), 0, 1)
+    assert comparison.is_open
+    decision = make.judge(
+        leases.decide(comparison, make.person("rita", comparison.campaign, role="reviewer"), make.NOW)
+    )
+    comparison.refresh_from_db()
+    assert (comparison.n_wanted, comparison.is_open) == (2, False)
+    judgments.undo(decision, make.later(1))
+    comparison.refresh_from_db()
+    assert (comparison.n_wanted, comparison.is_open) == (3, True)
+
+
 def test_it_lets_somebody_decide_who_has_voted_too():
     comparison = vote(make.comparison(make.campaign(overlap=2)), 0)
     rita = make.person("rita", comparison.campaign, role="reviewer")
