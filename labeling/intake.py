@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import uuid
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from django.contrib.auth.models import User
@@ -128,7 +128,7 @@ def _judge(campaign: Campaign, records: list[Record], answered: list[list[Respon
         return [False] * len(records)
     keys = {key for _record, _rows, key in voted}
     ids = dict(campaign.comparisons.filter(content_key__in=keys).values_list("content_key", "pk"))
-    people = annotators(campaign, {vote.annotator for record, _rows, _key in voted for vote in record.votes})
+    people = annotators(campaign, {name for record, _rows, _key in voted for name in _names(record.votes)})
     drafts: dict[int, list[Judgment]] = {
         id(record): _drafts(record.votes, rows, ids[key], people) for record, rows, key in voted
     }
@@ -140,14 +140,12 @@ def _judge(campaign: Campaign, records: list[Record], answered: list[list[Respon
     return is_new
 
 
-def _drafts(votes: Iterable[Vote], rows: list[Response], comparison_id: int, people: dict[str, User]) -> list[Judgment]:
-    """One judgment per vote. The key follows from who judged what, so the same file brings it once; several votes of
-    people without a name are told apart by their order.
-    """
+def _drafts(votes: Sequence[Vote], rows: list[Response], comparison_id: int, people: dict[str, User]) -> list[Judgment]:
+    """One judgment per vote. The key follows from who judged what, so the same file brings it once."""
     now, order, drafts = timezone.now(), [row.pk for row in rows], []
-    for nth, vote in enumerate(votes):
-        who = people[vote.annotator]
-        which = f"{comparison_id}:{who.pk}:{0 if vote.annotator else nth}"
+    for name, vote in zip(_names(votes), votes, strict=True):
+        who = people[name]
+        which = f"{comparison_id}:{who.pk}:0"
         drafts.append(
             Judgment(
                 comparison_id=comparison_id,
@@ -163,6 +161,13 @@ def _drafts(votes: Iterable[Vote], rows: list[Response], comparison_id: int, peo
             )
         )
     return drafts
+
+
+def _names(votes: Sequence[Vote]) -> list[str]:
+    """Who gave each vote. Several of one record without a name are of several people, told apart by their order: as one
+    person's, all but the last would be replaced by it. (No name has two blanks in a row, see `records.name`.)
+    """
+    return [vote.annotator or (f"{UNNAMED}  {nth + 1}" if nth else "") for nth, vote in enumerate(votes)]
 
 
 def annotators(campaign: Campaign, names: Iterable[str]) -> dict[str, User]:

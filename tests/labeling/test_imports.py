@@ -12,7 +12,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import OperationalError
 from django.utils import timezone
 
-from labeling import exchange, intake, judgments, tasks
+from labeling import exchange, intake, judgments, tasks, votes
 from labeling.errors import Invalid
 from labeling.formats.records import Record
 from labeling.models import Campaign, Comparison, Import, ImportProblem, Judgment, Prompt, Response
@@ -126,11 +126,13 @@ def test_it_makes_one_annotator_per_campaign_and_name():
 
 def test_it_keeps_every_vote_of_people_without_a_name_once():
     campaign, line = make.campaign(), {"prompt": "Why?", "responses": ["a", "b"]}
-    votes = json.dumps({**line, "judgments": [{"ranks": [1, 2]}, {"ranks": [1, 2]}, {"ranks": [2, 1]}]})
-    run(campaign, votes)
-    run(campaign, votes)
+    said = json.dumps({**line, "judgments": [{"ranks": [1, 2]}, {"ranks": [1, 2]}, {"ranks": [2, 1]}]})
+    run(campaign, said)
+    run(campaign, said)
     assert Comparison.objects.get().n_judgments == 3
     assert Comparison.objects.get().is_disputed
+    [(first_is_better, weight)] = votes.soft_labels(campaign).values()
+    assert (round(first_is_better, 3), weight) == (0.667, 3)  # three people's, not the last one's alone
 
 
 def test_it_compares_all_of_a_line_at_once_where_the_screen_shows_as_many():
