@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, Q, QuerySet
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -14,7 +14,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response as Answer
 
-from labeling import access, gold, judgments, leases, pairs
+from labeling import access, adjudication, gold, judgments, leases, pairs
 from labeling.api.base import Endpoint, Strict, parse
 from labeling.api.judgments import CampaignJudgmentShown, JudgmentShown, RanksField
 from labeling.api.leases import LeaseShown, lease_json
@@ -126,11 +126,13 @@ class ComparisonsAdded(serializers.Serializer):
 
 
 def visible(user: User, campaign: Campaign, role: str) -> QuerySet[Comparison]:
-    """All of the campaign's for its reviewers and managers; for others those that they judged themselves."""
+    """All of the campaign's for its reviewers and managers, but for what was compared in chats; for others, and of chats,
+    those that they judged themselves.
+    """
     rows = Comparison.objects.filter(campaign=campaign)
-    if role == Membership.Role.ANNOTATOR:
-        rows = rows.filter(pk__in=judgments.in_force().filter(annotator=user).values("comparison"))
-    return _with_contents(rows)
+    mine = Q(pk__in=judgments.in_force().filter(annotator=user).values("comparison"))
+    is_private = Q(source=Comparison.Source.CHAT)
+    return _with_contents(rows.filter(mine if role == Membership.Role.ANNOTATOR else mine | ~is_private))
 
 
 def _with_contents(rows: QuerySet[Comparison]) -> QuerySet[Comparison]:
@@ -247,6 +249,7 @@ class ComparisonDecide(Endpoint):
     def post(self, request: Request, pk: int) -> Answer:
         """A lease by which a reviewer decides what others disagree on: judge under it, and that settles the pair."""
         person = access.person(request)
-        access.get_reviewed_campaign(person, _campaign_of(person, pk).slug)
-        lease = leases.decide(get_object_or_404(Comparison, pk=pk, is_disputed=True), person, timezone.now())
+        campaign = access.get_reviewed_campaign(person, _campaign_of(person, pk).slug)
+        disputed = adjudication.listed(campaign, "disputed")
+        lease = leases.decide(get_object_or_404(disputed, pk=pk), person, timezone.now())
         return Answer(lease_json(leases.with_contents(type(lease).objects.filter(pk=lease.pk)).get()))

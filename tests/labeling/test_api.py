@@ -3,8 +3,8 @@ import uuid
 import pytest
 from django.urls import reverse
 
-from labeling import gold, pairs, responses
-from labeling.models import Campaign, Judgment, Lease, Response
+from labeling import choices, gold, judgments, pairs, responses
+from labeling.models import Campaign, Comparison, Judgment, Lease, Purpose, Response
 from tests.labeling import make
 
 pytestmark = pytest.mark.django_db
@@ -253,3 +253,19 @@ def test_it_revises_nobody_elses_judgment(client, cats, anna):
     revision = _judgment(lease, judgment=first["client_key"])
     del revision["lease"]
     assert _post(client, "judgment_revise", revision).status_code == 404
+
+
+def test_it_shows_reviewers_nothing_of_chats_but_their_own(client, cats):
+    private, shared = make.comparison(cats), make.comparison(cats)
+    Comparison.objects.filter(pk=private.pk).update(source="chat", is_open=False, is_disputed=True)
+    for role in ("reviewer", "manager"):
+        client.force_login(make.person("", cats, role=role))
+        listed = client.get(reverse("comparison_list", args=["cats"])).json()["results"]
+        assert [one["id"] for one in listed] == [shared.pk]
+        assert client.get(reverse("comparison_detail", args=[private.pk])).status_code == 404
+        assert _post(client, "comparison_decide", {}, private.pk).status_code == 404
+    author = make.person("ida", cats, role="reviewer")
+    choice = choices.Choice("tie", [one.pk for one in private.responses.all()])
+    judgments.add(private, author, uuid.uuid4(), choice, make.NOW, purpose=Purpose.CHAT)
+    client.force_login(author)
+    assert client.get(reverse("comparison_detail", args=[private.pk])).status_code == 200
