@@ -57,11 +57,12 @@ def test_it_counts_no_gold_towards_anything():
 
 
 def test_it_gives_no_gold_and_no_repeat_when_everything_is_judged():
-    campaign = make.campaign(gold_share=0.5, repeat_share=0.5)
+    campaign = make.campaign()
     for _ in range(5):
         golden(campaign)
     anna = make.person("anna", campaign)
     make.judge(make.lease(make.comparison(campaign), anna))
+    campaign.gold_share = campaign.repeat_share = 0.5
     assert leases.claim(campaign, anna, make.later(3600)) == []
 
 
