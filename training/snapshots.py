@@ -35,6 +35,7 @@ HELDOUT_SHARE = 0.2
 MIN_TRAIN_PAIRS = 4
 CARD_FORMAT = 1
 FREEZE_TRIES = 3
+TIE = 0.5
 LABEL_DIGITS = 6  # what a fit on another machine would agree on
 
 
@@ -54,7 +55,7 @@ class Pair:
     second: int
     prompt_sha256: str
     messages: list[dict[str, str]]
-    votes: list[float] = field(default_factory=list)  # 1 = first is better, 0 = second is better, 0.5 = tie
+    votes: list[float] = field(default_factory=list)  # 1 = first is better, 0 = second is better, or TIE
     strengths: list[int] = field(default_factory=list)  # signed: positive where first is better
     judgments: list[int] = field(default_factory=list)
 
@@ -133,14 +134,17 @@ def to_line(
 
     `soft` is (P(first is better), weight) by those who can be believed, from `labeling.votes.soft_labels`. Without it
     `label` is the share of votes for `chosen` (a tie counts half for each side), `weight` the number of votes: a soft
-    label with that weight has the loss of its votes one by one. `margin` is the mean strength towards `chosen`.
+    label with that weight has the loss of its votes one by one. `margin` is the mean strength towards `chosen`. What
+    everybody calls a tie is one, whichever side they lean to: the gate must not ask which response is better.
     """
     share, weight = sum(pair.votes) / len(pair.votes), float(len(pair.votes))  # share of first
     if soft:
         share, weight = (round(value, LABEL_DIGITS) for value in soft)
+    if set(pair.votes) == {TIE}:
+        share = TIE
     chosen, rejected = (pair.first, pair.second) if share >= 0.5 else (pair.second, pair.first)
     strength = sum(pair.strengths) / len(pair.strengths)
-    margin = max(strength if share >= 0.5 else -strength, 0.0) if share != 0.5 else 0.0
+    margin = max(strength if share >= 0.5 else -strength, 0.0) if share != TIE else 0.0
     return {
         "pair": f"{pair.first}-{pair.second}",
         "prompt_sha256": pair.prompt_sha256,
@@ -172,7 +176,7 @@ def count(rows: list[Judgment], lines: list[dict[str, Any]]) -> dict[str, Any]:
         "pairs": len(lines),
         "train": len(lines) - len(heldout),
         "heldout": len(heldout),
-        "ties": sum(line["label"] == 0.5 for line in lines),
+        "ties": sum(line["label"] == TIE for line in lines),
         "new": sum(line["is_new"] for line in lines),
         "edits": sum(row.edit_id is not None for row in rows),
         "decided": sum(row.purpose == Purpose.ADJUDICATION for row in rows),
@@ -213,7 +217,7 @@ def _judgments_behind(campaign: Campaign, incumbent: Adapter | None) -> set[int]
 
 
 def _check_enough(lines: list[dict[str, Any]]) -> None:
-    usable = sum(line["label"] != 0.5 and not is_heldout(line["prompt_sha256"]) for line in lines)
+    usable = sum(line["label"] != TIE and not is_heldout(line["prompt_sha256"]) for line in lines)
     if usable < MIN_TRAIN_PAIRS:
         heldout = sum(is_heldout(line["prompt_sha256"]) for line in lines)
         raise NothingToTrain(
