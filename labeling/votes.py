@@ -72,8 +72,8 @@ class Vote(NamedTuple):
     side: int
 
 
-def collect(campaign: Campaign) -> Collected:
-    """Every vote that counts or is on gold, and every answer that is known. Two queries.
+def collect(campaign: Campaign, until: int | None = None) -> Collected:
+    """Every vote that counts or is on gold, and every answer that is known; of judgments up to number `until`. Two queries.
 
     Somebody who judged the same two responses twice (in a pair and in a group, say) has one vote, the newer. Repeats and
     practice are left out: saying the same thing twice is no second opinion.
@@ -82,7 +82,8 @@ def collect(campaign: Campaign) -> Collected:
     newest: dict[tuple[Pair, int], Vote] = {}
     gold = _gold(campaign)
     known = dict(gold)
-    for row in _rows(judgments.in_force().filter(purpose__in=wanted, is_surplus=False), campaign):
+    said = judgments.in_force().filter(purpose__in=wanted, is_surplus=False)
+    for row in _rows(said if until is None else said.filter(pk__lte=until), campaign):
         for vote in _implied(row):
             if row.purpose == Purpose.ADJUDICATION:
                 known[vote.pair] = gold.get(vote.pair, int(np.sign(vote.grade)))
@@ -91,11 +92,11 @@ def collect(campaign: Campaign) -> Collected:
     return _arrays(list(newest.values()), known, gold)
 
 
-def soft_labels(campaign: Campaign) -> dict[Pair, tuple[float, float]]:
-    """(first id, second id) → (P(first is better), weight as a number of votes), for every pair that a model may learn from;
-    see `reliability.SoftLabels`. What a reviewer decided weighs one vote at least. Gold pairs are left out.
+def soft_labels(campaign: Campaign, until: int | None = None) -> dict[Pair, tuple[float, float]]:
+    """(first id, second id) → (P(first is better), weight as a number of votes), for every pair that a model may learn from,
+    by the judgments up to number `until`; see `reliability.SoftLabels`. What a reviewer decided weighs one vote at least. Gold pairs are left out.
     """
-    collected = collect(campaign)
+    collected = collect(campaign, until)
     return _labels(collected, reliability.fit(collected.votes))
 
 

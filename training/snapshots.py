@@ -199,7 +199,8 @@ def _freeze_once(campaign: Campaign, incumbent: Adapter | None) -> Snapshot:
     of_judged = Q(items__comparison__in=_judged(campaign)) | Q(edited_in__comparison__in=_judged(campaign))
     texts = dict(Response.objects.filter(of_judged).values_list("id", "text").distinct())
     old = _judgments_behind(campaign, incumbent)
-    soft = votes.soft_labels(campaign)
+    # Not by what came since: labels must follow from the judgments that the snapshot holds.
+    soft = votes.soft_labels(campaign, until=rows[-1].pk if rows else 0)
     pairs = derive_pairs(usable)
     lines = [to_line(pair, texts, old, soft.get((pair.first, pair.second))) for pair in pairs]
     counts = count(rows, lines)

@@ -91,6 +91,15 @@ def test_it_takes_the_order_of_an_imported_file_for_no_side(cats: Campaign):
     assert min(label for label, _weight in votes.soft_labels(cats).values()) > 0.9
 
 
+def test_it_labels_by_the_judgments_up_to_a_number(cats: Campaign):
+    comparison = make.comparison(cats)
+    first = say(comparison, make.person(), 0)
+    before = votes.soft_labels(cats)
+    say(comparison, make.person(), 1)
+    assert votes.soft_labels(cats) != before
+    assert votes.soft_labels(cats, until=first.pk) == before
+
+
 def test_it_leaves_out_what_is_no_vote(cats: Campaign):
     comparison = make.comparison(cats)
     for verdict in (V.SKIP, V.BOTH_BAD):
