@@ -30,8 +30,11 @@ def add_response(prompt: Prompt, text: object, adapter: Adapter | None = None, *
 
 
 def store(drafts: list[Response]) -> list[Response]:
-    """The rows of these drafts, in their order; a text that the prompt already has is not added again."""
-    Response.objects.bulk_create(drafts, ignore_conflicts=True)
+    """The rows of these drafts, in their order; a text that the prompt already has is not added again.
+
+    Ids are given in no order of theirs: who judges sees ids, and files name the better response first.
+    """
+    Response.objects.bulk_create(sorted(drafts, key=lambda draft: draft.sha256), ignore_conflicts=True)
     found = Response.objects.filter(
         prompt__in={draft.prompt_id for draft in drafts}, sha256__in={draft.sha256 for draft in drafts}
     )

@@ -20,7 +20,7 @@ def test_it_imports_pairs_with_their_authors():
     assert set(Comparison.objects.values_list("source", "is_open")) == {("import", True)}
     prompt = Prompt.objects.get(domain="philosophy")
     assert prompt.candidates_state == "none"
-    assert list(prompt.responses.order_by("id").values_list("text", "generator", "source", "adapter")) == [
+    assert list(prompt.responses.order_by("text").values_list("text", "generator", "source", "adapter")) == [
         ("So.", "a", "import", None),
         ("Thus.", "", "import", None),
     ]

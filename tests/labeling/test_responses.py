@@ -25,3 +25,13 @@ def test_it_stores_drafts_in_order_and_finds_old_ones():
     assert [row.text for row in rows] == ["new", "old", "new"]
     assert rows[1] == old
     assert rows[0].pk == rows[2].pk
+
+
+def test_it_gives_ids_that_do_not_tell_the_better_response():
+    cats = make.campaign()
+    texts = [(f"It is {number}.", f"Nobody knows {number}.") for number in range(40)]
+    stored = [
+        responses.store([draft for text in pair if (draft := responses.draft(prompt, text))])
+        for prompt, pair in zip([make.prompt(cats) for _ in texts], texts, strict=True)
+    ]
+    assert 5 < sum(better.pk < worse.pk for better, worse in stored) < 35
