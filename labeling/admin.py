@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from labeling import access, accounts, campaigns, judgments, prompts
+from labeling import access, accounts, campaigns, prompts
 from labeling.campaign_forms import CampaignForm
 from labeling.forms import PromptForm
 from labeling.models import (
@@ -92,10 +92,11 @@ class CampaignAdmin(ModelAdmin):
         return campaign.pair_count
 
     def save_model(self, request: HttpRequest, obj: Campaign, form: forms.ModelForm, change: bool) -> None:
-        super().save_model(request, obj, form, change)
+        if change:
+            campaigns.change(obj)
+        else:
+            super().save_model(request, obj, form, change)
         campaigns.publish_guidelines(obj, obj.guidelines, access.person(request), timezone.now())
-        if change and {"overlap", "max_overlap"} & set(form.changed_data):
-            judgments.reopen(obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Campaign | None = None) -> bool:
         return False  # on the campaign's settings page, which says what hinders it

@@ -38,11 +38,15 @@ def create(campaign: Campaign, guidelines: str, by: User, now: datetime) -> Camp
     return campaign
 
 
+# What a campaign holds besides its settings: each is written by a function of its own, perhaps at this moment.
+NO_SETTINGS = ("id", "created_at", "guidelines", "guidelines_version", "plan_wanted_at", "planned_at")
+
+
 def change(campaign: Campaign) -> None:
     """Stores a campaign's settings that were checked; what is open follows from them."""
     with transaction.atomic():
         old = Campaign.objects.select_for_update(of=("self",)).get(pk=campaign.pk)
-        campaign.save()
+        campaign.save(update_fields={field.name for field in Campaign._meta.concrete_fields} - {*NO_SETTINGS})
         if (old.overlap, old.max_overlap) != (campaign.overlap, campaign.max_overlap):
             judgments.reopen(campaign)
 

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from labeling import access, accounts, campaigns, judgments
+from labeling import access, accounts, campaigns
 from labeling.campaign_forms import (
     BaseCriteriaFormSet,
     CampaignInvitationForm,
@@ -59,9 +59,7 @@ def campaign_settings(request: HttpRequest, slug: str) -> HttpResponse:
 
 def _save(form: SettingsForm, criteria: list[dict[str, str]]) -> None:
     form.instance.criteria = criteria
-    campaign = form.save()
-    if {"overlap", "max_overlap"} & set(form.changed_data):
-        judgments.reopen(campaign)
+    campaigns.change(form.save(commit=False))
 
 
 @require_POST

@@ -30,6 +30,19 @@ def test_it_makes_no_new_version_of_unchanged_guidelines():
     assert Guidelines.objects.count() == 1
 
 
+def test_it_changes_settings_without_touching_what_was_published_meanwhile():
+    cats, mia = make.campaign("cats"), make.person("mia")
+    comparison = make.comparison(cats)
+    open_in_another_tab = Campaign.objects.get()
+    campaigns.publish_guidelines(cats, "Be kind.", mia, make.NOW)
+    campaigns.publish_guidelines(cats, "Be brief.", mia, make.NOW)
+    open_in_another_tab.overlap = 3
+    campaigns.change(open_in_another_tab)
+    cats.refresh_from_db()
+    comparison.refresh_from_db()
+    assert (cats.overlap, cats.guidelines, cats.guidelines_version, comparison.n_wanted) == (3, "Be brief.", 2, 3)
+
+
 def test_it_starts_the_first_campaign_with_version_1_of_its_guidelines():
     campaign = starter.ensure()
     assert campaign.guidelines_versions.get().text == campaign.guidelines
