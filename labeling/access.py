@@ -7,7 +7,7 @@ from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from rest_framework.request import Request
 
-from labeling.models import Campaign, Judgment, Lease, Membership
+from labeling.models import Campaign, Judgment, Lease, Membership, Purpose
 
 Person = User | AnonymousUser
 
@@ -68,9 +68,14 @@ def role(user: User, campaign: Campaign) -> str:
 
 
 def get_lease(user: User, pk: object) -> Lease:
-    """A lease of this person in a campaign that they may (still) see; Http404 otherwise."""
+    """A lease of this person in a campaign that they may (still) see; Http404 otherwise. PermissionDenied for the lease of
+    a decision, of somebody who is no reviewer any more.
+    """
     leases = Lease.objects.filter(annotator=user, comparison__campaign__in=campaigns(user))
-    return get_object_or_404(leases, pk=pk)
+    lease = get_object_or_404(leases, pk=pk)
+    if lease.purpose == Purpose.ADJUDICATION:
+        get_reviewed_campaign(user, lease.comparison.campaign.slug)
+    return lease
 
 
 def get_judgment(user: User, client_key: object) -> Judgment:

@@ -269,3 +269,14 @@ def test_it_shows_reviewers_nothing_of_chats_but_their_own(client, cats):
     judgments.add(private, author, uuid.uuid4(), choice, make.NOW, purpose=Purpose.CHAT)
     client.force_login(author)
     assert client.get(reverse("comparison_detail", args=[private.pk])).status_code == 200
+
+
+def test_it_lets_nobody_decide_who_is_no_reviewer_any_more(client, cats, anna):
+    comparison = make.comparison(cats)
+    Comparison.objects.filter(pk=comparison.pk).update(is_disputed=True)
+    cats.memberships.update(role="reviewer")
+    lease = _post(client, "comparison_decide", {}, comparison.pk).json()
+    cats.memberships.update(role="annotator")
+    assert _post(client, "judgment_create", _judgment(lease)).status_code == 403
+    cats.memberships.update(role="reviewer")
+    assert _post(client, "judgment_create", _judgment(lease)).status_code == 201
