@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from numpy.typing import NDArray
 
 from labeling import features, judgments, leases
-from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Prompt, Response
+from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Prompt, Purpose, Response
 
 Floats = NDArray[np.float64]
 CHUNK = 500  # rows named in one query
@@ -98,11 +98,14 @@ def read_open(campaign: Campaign, now: datetime, n: int) -> list[Item]:
     return [Item(pk, prompt, key, sort_key, tuple(members[pk])) for pk, prompt, key, sort_key in rows]
 
 
-def read_choices(campaign: Campaign, n: int) -> list[Choice]:
+def read_choices(campaign: Campaign, n: int, *, only_given_out: bool = False) -> list[Choice]:
     """Preferences of the newest `n` judgments that a model may learn from, oldest first; ties teach no order and are left
-    out, a ranking counts as its pairs.
+    out, a ranking counts as its pairs. `only_given_out` leaves out what no arm chose: imported ones, those of chats,
+    and reviewers' decisions.
     """
     rows = judgments.learnable().filter(comparison__campaign=campaign, verdict=Judgment.Verdict.PREFERENCE)
+    if only_given_out:
+        rows = rows.filter(purpose=Purpose.LABEL)
     columns = ("ranks", "comparison__prompt_id", "comparison__arm", "comparison__propensity")
     found = []
     for ranks, prompt, arm, propensity in reversed(rows.order_by("-id").values_list(*columns)[:n]):

@@ -82,7 +82,7 @@ class Saving:
 
 def report(campaign: Campaign, rng: np.random.Generator) -> Saving | None:
     """The saving in one campaign; None where nothing was chosen actively. Takes some seconds with many judgments."""
-    choices = pools.read_choices(campaign, 5 * MAX_JUDGMENTS)
+    choices = pools.read_choices(campaign, 5 * MAX_JUDGMENTS, only_given_out=True)
     by_arm = {arm: [one for one in choices if one.arm == arm] for arm in ("active", "random")}
     if not by_arm["active"]:
         return None

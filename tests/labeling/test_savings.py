@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from labeling import pairs, plans, pools, responses, savings
+from labeling import exchange, pairs, plans, pools, responses, savings
 from labeling.models import Comparison
 from labeling.savings import Arm, Saving
 from tests.labeling import make
@@ -119,10 +119,13 @@ def test_it_reports_on_a_campaigns_own_judgments():
         make.judge(
             make.lease(comparison, anna), side=0 if not any(lists) else _shown(comparison, lists.index(True), anna)
         )
+    judged_elsewhere = {"responses": ["It is.", "Who knows!"], "judgments": [{"ranks": [1, 2]}]}
+    exchange.import_pairs(campaign, [{"prompt": f"Is it {i}?", **judged_elsewhere} for i in range(5)])
     report = savings.report(campaign, _rng())
-    made = [choice.arm for choice in pools.read_choices(campaign, 1000)]
+    made = [choice.arm for choice in pools.read_choices(campaign, 1000, only_given_out=True)]
     assert (report.n_active, report.n_random) == (made.count("active"), made.count("random"))
-    assert report.n_active + report.n_random == Comparison.objects.count() == 150
+    assert report.n_active + report.n_random == 150  # nobody drew what was imported
+    assert Comparison.objects.count() == 155
     assert report.random[-1] < report.random[0] < np.log(2)  # it learned that lists are liked
 
 
