@@ -83,6 +83,14 @@ def get_judgment(user: User, client_key: object) -> Judgment:
     return get_object_or_404(Judgment, annotator=user, client_key=client_key)
 
 
+def get_revisable_judgment(user: User, client_key: object) -> Judgment:
+    """A judgment of this person in a campaign that they are still in; a decision only while they are a reviewer."""
+    judgment = get_judgment(user, client_key)
+    find = get_reviewed_campaign if judgment.purpose == Purpose.ADJUDICATION else get_campaign
+    find(user, judgment.comparison.campaign.slug)
+    return judgment
+
+
 def may_create_campaigns(user: User) -> bool:
     """Administrators, and those who manage a campaign already."""
     return is_administrator(user) or managed_campaigns(user).exists()

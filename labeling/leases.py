@@ -18,6 +18,7 @@ from labeling.errors import LeaseLost
 from labeling.models import Campaign, Comparison, Lease, Membership, Purpose
 
 ORDINARY, SWAPPED, DECIDING = 0, 1, 2  # Lease.repeat: a first judgment, its swapped repeat, a reviewer's decision
+MAX_HELD = 4  # leases of one person in one campaign
 _RANDOM = secrets.SystemRandom()
 
 
@@ -177,10 +178,16 @@ def renew(lease: Lease, now: datetime) -> Lease:
     comparison = lock(lease)
     fresh = Lease.objects.get(pk=lease.pk)
     is_judged = fresh.judgments.filter(superseded_by=None).exclude(verdict="retracted").exists()
-    needs_room = fresh.purpose == Purpose.LABEL and not is_live(fresh, now)
-    if (is_judged and not is_live(fresh, now)) or (needs_room and not has_room(comparison, fresh.annotator, now)):
+    if not is_live(fresh, now) and (is_judged or not _may_revive(fresh, comparison, now)):
         raise LeaseLost("This pair is no longer yours to judge: it was open for too long. Ask for the next one.")
     return give_back(fresh, now)
+
+
+def _may_revive(lease: Lease, comparison: Comparison, now: datetime) -> bool:
+    """While there is room, and nobody gathers more pairs than a screen holds."""
+    held = live(now).filter(annotator=lease.annotator, comparison__campaign=comparison.campaign)
+    has_place = lease.purpose != Purpose.LABEL or has_room(comparison, lease.annotator, now)
+    return has_place and held.count() < MAX_HELD
 
 
 def lock(lease: Lease) -> Comparison:

@@ -14,7 +14,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response as Answer
 
-from labeling import access, adjudication, gold, judgments, leases, pairs
+from labeling import access, adjudication, gold, judgments, leases, pairs, statistics
 from labeling.api.base import Endpoint, Strict, parse
 from labeling.api.judgments import CampaignJudgmentShown, JudgmentShown, RanksField
 from labeling.api.leases import LeaseShown, lease_json
@@ -221,14 +221,19 @@ class ComparisonGold(Endpoint):
     def put(self, request: Request, pk: int) -> Answer:
         """Says which answer is right: from now on the pair measures people, and leaves the ordinary ones."""
         ranks = parse(GoldRequest, request)["ranks"]
-        gold.set_answer(_managed(request, pk), {str(response): rank for response, rank in ranks.items()})
+        _set_answer(_managed(request, pk), {str(response): rank for response, rank in ranks.items()})
         return Answer(status=204)
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, pk: int) -> Answer:
         """Makes it an ordinary pair again."""
-        gold.set_answer(_managed(request, pk), None)
+        _set_answer(_managed(request, pk), None)
         return Answer(status=204)
+
+
+def _set_answer(comparison: Comparison, ranks: dict[str, int] | None) -> None:
+    gold.set_answer(comparison, ranks)
+    statistics.mark_stale(comparison.campaign)
 
 
 def _campaign_of(person: User, pk: int) -> Campaign:

@@ -266,7 +266,7 @@ class JudgmentRevise(Endpoint):
     def post(self, request: Request) -> Response:
         """Replaces a judgment of yours: another choice, or the same one with reasons. Send all of it, not the change."""
         data = parse(RevisionRequest, request)
-        judgment = access.get_judgment(access.person(request), data["judgment"])
+        judgment = access.get_revisable_judgment(access.person(request), data["judgment"])
         revised = judgments.revise(judgment, data["client_key"], choice_of(data), timezone.now())
         return Response(stored_json(revised), status=201)
 

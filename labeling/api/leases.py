@@ -16,12 +16,11 @@ from labeling.api.base import Endpoint, Strict, parse
 from labeling.models import Campaign, Lease, Purpose
 from serving.rendering import to_html
 
-MAX_LEASES = 4
 KEPT_CHARS = 10_000
 
 
 class ClaimRequest(Strict):
-    n = serializers.IntegerField(min_value=1, max_value=MAX_LEASES, default=2)
+    n = serializers.IntegerField(min_value=1, max_value=leases.MAX_HELD, default=2)
     undoable = serializers.BooleanField(default=True, help_text="whether to list what can be undone")
 
 

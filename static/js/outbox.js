@@ -24,13 +24,30 @@ export class Outbox {
 
   /** `body` is what is posted; `lease` what is needed to show the pair again. */
   add(body, lease) {
-    const judgment = { at: Date.now(), body };
-    this.#memory.set(body.client_key, { ...judgment, lease });
+    this.#keep({ at: Date.now(), body, lease });
+  }
+
+  #keep({ lease, ...stored }) {
+    const key = stored.body.client_key;
+    this.#memory.set(key, { ...stored, lease });
     try {
-      localStorage.setItem(this.#prefix + body.client_key, JSON.stringify(judgment));
+      localStorage.setItem(this.#prefix + key, JSON.stringify(stored));
     } catch {
       // storage is switched off or full: kept as long as the page is open
     }
+  }
+
+  /** It is on its way: from now on the server may have it, whether or not an answer comes. */
+  noteTried(key) {
+    const judgment = this.#memory.get(key);
+    if (judgment) this.#keep({ ...judgment, isTried: true });
+  }
+
+  /** The judgment shall not count. One that may have reached the server leaves an undo in its place, sent in its turn. */
+  takeBack(key) {
+    const judgment = this.#memory.get(key);
+    if (judgment?.isTried) this.#keep({ at: judgment.at, body: { client_key: key }, isUndo: true });
+    else this.remove(key);
   }
 
   remove(key) {
@@ -42,8 +59,10 @@ export class Outbox {
     }
   }
 
+  /** The judgment that waits, or undefined. */
   get(key) {
-    return this.#memory.get(key);
+    const judgment = this.#memory.get(key);
+    return judgment?.isUndo ? undefined : judgment;
   }
 
   /** The oldest one, or undefined. */

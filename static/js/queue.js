@@ -51,7 +51,7 @@ export async function takeBack() {
   try {
     await syncing; // either it is saved by then, or it is still in the outbox
     const waiting = outbox.get(key);
-    outbox.remove(key);
+    outbox.takeBack(key);
     const lease = waiting ? waiting.lease : (await postJSON(urls.undo, { client_key: key })).lease;
     if (lease) judged.delete(lease.id);
     else sync();
@@ -96,8 +96,8 @@ async function run() {
 async function sendAll() {
   for (let waiting = outbox.first(); waiting; waiting = outbox.first()) {
     try {
-      const answer = await postJSON(urls.judge, waiting.body);
-      on.saved(waiting.body, answer);
+      if (waiting.isUndo) await undoIfStored(waiting.body);
+      else on.saved(waiting.body, await send(waiting.body));
     } catch (error) {
       if (!(error instanceof ApiError) || error.isTemporary || error.needsLogin) throw error;
       history = history.filter((key) => key !== waiting.body.client_key); // refused for good: say why, go on
@@ -105,6 +105,20 @@ async function sendAll() {
       on.refused(waiting.body);
     }
     outbox.remove(waiting.body.client_key);
+  }
+}
+
+function send(body) {
+  outbox.noteTried(body.client_key);
+  return postJSON(urls.judge, body);
+}
+
+/** Of a judgment that was sent, but whose answer never came: the server may have it, or not. */
+async function undoIfStored(body) {
+  try {
+    await postJSON(urls.undo, body);
+  } catch (error) {
+    if (error.status !== 404) throw error;
   }
 }
 

@@ -211,6 +211,7 @@ def test_it_learns_from_thumbs_once_the_person_agrees(page: Page) -> None:
     with page.expect_response("**/api/chat/ratings/"):
         good.click()
     switch.click()
+    expect(switch).to_have_attribute("aria-checked", "false")
     expect(page.get_by_text("Taken back: 1")).to_be_visible()
     assert _judged(page) == []
 

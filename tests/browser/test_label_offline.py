@@ -123,3 +123,27 @@ def test_it_moves_on_when_a_pair_is_somebody_elses_by_now(screens: Screens) -> N
     expect(page.locator("#status")).to_contain_text("somebody else has it now")
     expect(page.locator("#pair")).to_be_visible()
     assert on.shown(page) != before
+
+
+def test_it_takes_back_a_judgment_that_arrived_though_its_answer_was_lost(screens: Screens) -> None:
+    page = screens.open(_anna())
+    lost: list[int] = []
+
+    def lose_the_answer(route: Route) -> None:
+        lost.append(route.fetch().status)
+        route.abort("internetdisconnected")
+
+    page.route("**/api/judgments/", lose_the_answer, times=1)
+    press(page, "5")
+    expect(page.locator("#note")).to_contain_text("No connection")
+    assert lost == [201]
+    page.context.set_offline(True)
+    page.keyboard.press("z")
+    wait_until_ready(page)
+    press(page, "2")  # on second thoughts
+    page.context.set_offline(False)
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#status")).to_contain_text("everything is saved")
+    in_force = Judgment.objects.filter(superseded_by=None).exclude(verdict="retracted")
+    assert [(row.strength, row.ranks[str(row.order[0])]) for row in in_force] == [(2, 1)]
+    assert Judgment.objects.count() == 3
