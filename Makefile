@@ -11,7 +11,7 @@ DEFAULT_MODEL := $(VAR_DIR)/models/smollm2-135m-instruct
 QUICK := not slow and not ml and not browser
 
 .DELETE_ON_ERROR:
-.PHONY: help run install model test check lint types quick clean benchmark lock
+.PHONY: help run install model test test-site test-models test-backends check lint types quick clean benchmark lock
 
 help:
 	@echo "make run        start Alignapp (installs it first; everything it writes lies in $(VAR_DIR)/)"
@@ -27,8 +27,18 @@ run: install model
 
 install: $(VENV)/.production
 
+# Three runs, two at a time: what needs no model, what imports torch (in one process), and what depends on the backends.
 test: $(VENV)/.development model
-	$(BIN)/python -m pytest
+	@echo "About ten minutes on two cores; each of the three runs prints when it is done."
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-site test-backends test-models
+
+test-site: $(VENV)/.development
+	$(BIN)/python -m pytest -m "not ml"
+
+test-models: $(VENV)/.development model
+	$(BIN)/python -m pytest -m ml
+
+test-backends: $(VENV)/.development model
 	$(BIN)/python -m tests.services $(BIN)/python -m pytest -m backends
 
 check: $(VENV)/.development
