@@ -96,29 +96,38 @@ def is_heldout(prompt_sha256: str) -> bool:
 
 def derive_pairs(rows: Iterable[Judgment]) -> list[Pair]:
     """Every pair of ranked responses of every judgment, votes on the same two responses put together."""
+    rows = list(rows)
+    decided = {row.comparison_id: _best(row) for row in rows if row.purpose == Purpose.ADJUDICATION}
     pairs: dict[tuple[int, int], Pair] = {}
     for row in rows:
         prompt = row.comparison.prompt
-        ranks = _with_edit(row)
+        ranks = _with_edit(row, decided.get(row.comparison_id))
         for first, second in combinations(sorted(ranks), 2):
             pair = pairs.setdefault((first, second), Pair(first, second, prompt.sha256, prompt.messages))
             _vote(pair, row, ranks)
     return [pairs[key] for key in sorted(pairs)]
 
 
-def _with_edit(row: Judgment) -> dict[int, int]:
+def _best(row: Judgment) -> set[int]:
+    return {int(response) for response, rank in row.ranks.items() if rank == min(row.ranks.values())}
+
+
+def _with_edit(row: Judgment, decided: set[int] | None) -> dict[int, int]:
     """Response id → rank; a response improved by hand comes before the one that it was made of: edited > chosen >
-    rejected, as in Llama 3 (2407.21783, section 4.2.1).
+    rejected, as in Llama 3 (2407.21783, section 4.2.1). Not where a reviewer decided for another response.
     """
     ranks = {int(response): rank for response, rank in row.ranks.items()}
-    return ranks if row.edit_id is None else {**ranks, row.edit_id: 0}
+    is_overruled = decided is not None and not _best(row) <= decided
+    return ranks if row.edit_id is None or is_overruled else {**ranks, row.edit_id: 0}
 
 
 def _vote(pair: Pair, row: Judgment, ranks: dict[int, int]) -> None:
+    """The strength that was given is of the responses shown, not of an edit."""
     first, second = ranks[pair.first], ranks[pair.second]
     sign = (first < second) - (first > second)
+    is_shown = row.edit_id not in (pair.first, pair.second)
     pair.votes.append((sign + 1) / 2)
-    pair.strengths.append(sign * (row.strength or 0))
+    pair.strengths.append(sign * (row.strength or 0) if is_shown else 0)
     pair.judgments.append(row.pk)
 
 

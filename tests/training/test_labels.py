@@ -48,6 +48,22 @@ def test_it_learns_that_an_edit_beats_the_chosen_and_the_rejected():
     assert freeze(campaign).counts["edits"] == 1
 
 
+def test_it_drops_an_edit_of_what_a_reviewer_decided_against():
+    campaign = add_campaign(allow_edit=True)
+    add_judged(campaign, 4)
+    comparison = add_comparison(training_prompt(campaign))
+    chosen, other = ids(comparison)
+    choice = choices.Choice("preference", [chosen, other], chosen=chosen, strength=3, edit="Better by hand.")
+    edit = judgments.add(comparison, add_annotator(), uuid.uuid4(), choice, NOW).edit
+    assert edit is not None
+    margins = {line["rejected_id"]: line["margin"] for line in lines(campaign).values() if line["chosen_id"] == edit.pk}
+    assert margins == {chosen: 0, other: 0}  # how much better an edit is, nobody said
+    lease = leases.decide(comparison, add_annotator(), NOW)
+    decision = choices.Choice("preference", lease.order, chosen=other, strength=1)
+    judgments.record(lease, lease.annotator, uuid.uuid4(), decision, NOW)
+    assert edit.pk not in {line["chosen_id"] for line in lines(campaign).values()}
+
+
 def test_it_takes_a_reviewers_decision_over_the_votes():
     campaign = add_campaign(overlap=2)
     add_judged(campaign, 4)
