@@ -59,7 +59,7 @@ def record(lease: Lease, annotator: User, client_key: uuid.UUID, choice: Choice,
     with transaction.atomic():
         comparison = leases.lock(lease)
         fresh = Lease.objects.get(pk=lease.pk)
-        said = _said_of(comparison, annotator)
+        said = _said_of(comparison, annotator, client_key)
         earlier = _same(said, annotator, client_key, comparison)
         if earlier:
             return earlier
@@ -84,13 +84,16 @@ def _comes_too_late(lease: Lease, comparison: Comparison, now: datetime) -> bool
     return is_full or (not leases.is_live(lease, now) and not leases.has_room(comparison, lease.annotator, now))
 
 
-def _said_of(comparison: Comparison, annotator: User) -> list[Judgment]:
+def _said_of(comparison: Comparison, annotator: User, client_key: uuid.UUID | None = None) -> list[Judgment]:
     """All rows of a comparison, superseded ones too: a handful. Of one that everybody is measured on, this person's and
-    those from before, or from elsewhere, that count.
+    those from before, or from elsewhere, that count. With `client_key` also the row that this key made, wherever.
     """
-    rows = Judgment.objects.filter(comparison=comparison)
-    counted = Q(purpose__in=(*COUNTED, Purpose.ADJUDICATION))
-    return list(rows.filter(Q(annotator=annotator) | counted) if comparison.is_gold else rows)
+    wanted = Q(comparison=comparison)
+    if comparison.is_gold:
+        wanted &= Q(annotator=annotator) | Q(purpose__in=(*COUNTED, Purpose.ADJUDICATION))
+    if client_key is not None:
+        wanted |= Q(annotator=annotator, client_key=client_key)
+    return list(Judgment.objects.filter(wanted))
 
 
 def _standing(said: list[Judgment]) -> list[Judgment]:
@@ -103,10 +106,10 @@ def _same(said: list[Judgment], annotator: User, client_key: uuid.UUID, comparis
     """The row that this key made. Raises Invalid when it made one on another comparison."""
     for row in said:
         if row.annotator_id == annotator.pk and row.client_key == client_key:
+            if row.comparison_id != comparison.pk:
+                raise Invalid(_("This client_key was used for another pair. Make a new one for every judgment."))
             row.comparison = comparison
             return row
-    if Judgment.objects.filter(annotator=annotator, client_key=client_key).exists():
-        raise Invalid(_("This client_key was used for another pair. Make a new one for every judgment."))
     return None
 
 
@@ -180,7 +183,7 @@ def revise(judgment: Judgment, client_key: uuid.UUID, choice: Choice, now: datet
     """
     with transaction.atomic():
         comparison = _locked(judgment)
-        said = _said_of(comparison, judgment.annotator)
+        said = _said_of(comparison, judgment.annotator, client_key)
         earlier = _same(said, judgment.annotator, client_key, comparison)
         if earlier:
             return earlier

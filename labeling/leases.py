@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Exists, QuerySet
+from django.db.models import Exists, Q, QuerySet
 
 from labeling import gold, pairs
 from labeling.errors import LeaseLost
@@ -71,20 +71,24 @@ def _claim_once(
         return held, n
     practice = gold.practice(campaign, annotator, now, n - len(held))
     if practice:
-        return held + _give(practice, annotator, now, Purpose.PRACTICE), len(practice)
+        given = _give(practice, _mine(practice, annotator), annotator, now, Purpose.PRACTICE)
+        return held + given, len(practice)
     # 2. Lock candidates. On SQLite the transaction itself is the lock (it is immediate).
     candidates = pairs.next_comparisons(campaign, annotator, now, n - len(held))
     locking = candidates.select_for_update(skip_locked=skip_locked, of=("self",))
     locked = list(locking.values_list("pk", flat=True))
     # 3. A claim that ended between our look and our lock left new leases that only a new statement sees.
     found = campaign.comparisons.filter(pk__in=locked).select_related("prompt").prefetch_related("responses")
-    beside = list(live(now).filter(comparison__in=locked, purpose=Purpose.LABEL))
-    free = [comparison for comparison in found.order_by("sort_key", "id") if _wants_more(comparison, beside)]
-    return held + _mixed(free, campaign, annotator, now), len(locked)
+    is_beside = Q(annotator=annotator) | Q(purpose=Purpose.LABEL, ended_at=None, expires_at__gt=now)
+    beside = list(Lease.objects.filter(is_beside, comparison__in=locked))
+    free = [comparison for comparison in found.order_by("sort_key", "id") if _wants_more(comparison, beside, now)]
+    mine = [lease for lease in beside if lease.annotator_id == annotator.pk]
+    return held + _mixed(free, mine, campaign, annotator, now), len(locked)
 
 
-def _wants_more(comparison: Comparison, live: list[Lease]) -> bool:
-    n_leased = sum(lease.comparison_id == comparison.pk for lease in live)
+def _wants_more(comparison: Comparison, beside: list[Lease], now: datetime) -> bool:
+    here = [lease for lease in beside if lease.comparison_id == comparison.pk and lease.purpose == Purpose.LABEL]
+    n_leased = sum(is_live(lease, now) for lease in here)
     return comparison.is_open and comparison.n_judgments + n_leased < comparison.n_wanted
 
 
@@ -95,15 +99,18 @@ def _held(campaign: Campaign, annotator: User, now: datetime, n: int) -> list[Le
     return list(with_contents(Lease.objects.filter(pk__in=ids)).order_by("created_at", "pk")) if ids else []
 
 
-def _mixed(free: list[Comparison], campaign: Campaign, annotator: User, now: datetime) -> list[Lease]:
-    """Leases on these comparisons, some of them replaced by what measures the person.
+def _mixed(
+    free: list[Comparison], mine: list[Lease], campaign: Campaign, annotator: User, now: datetime
+) -> list[Lease]:
+    """Leases on these comparisons, some of them replaced by what measures the person; `mine` are this person's on them.
 
     Only where something is open: whoever has judged everything is done, and is not kept busy with checks.
     """
     checks = _checks(len(free), campaign, annotator, now)
-    ordinary = _give(free[: len(free) - len(checks)], annotator, now, Purpose.LABEL)
-    leases = ordinary + [lease for check, purpose in checks for lease in _give([check], annotator, now, purpose)]
-    return sorted(leases, key=lambda lease: lease.pk)  # at random: a check has no place by which it could be told
+    given = _give(free[: len(free) - len(checks)], mine, annotator, now, Purpose.LABEL)
+    for check, purpose in checks:
+        given += _give([check], _mine([check], annotator), annotator, now, purpose)
+    return sorted(given, key=lambda lease: lease.pk)  # at random: a check has no place by which it could be told
 
 
 def _checks(n: int, campaign: Campaign, annotator: User, now: datetime) -> list[tuple[Comparison, Purpose]]:
@@ -116,12 +123,17 @@ def _checks(n: int, campaign: Campaign, annotator: User, now: datetime) -> list[
     return [(one, Purpose.GOLD) for one in known] + [(one, Purpose.REPEAT) for one in repeats]
 
 
-def _give(comparisons: list[Comparison], annotator: User, now: datetime, purpose: Purpose) -> list[Lease]:
-    """Leases on these comparisons, which are locked: new ones, or those of the first time revived."""
+def _mine(comparisons: list[Comparison], annotator: User) -> list[Lease]:
+    return list(Lease.objects.filter(annotator=annotator, comparison__in=comparisons))
+
+
+def _give(
+    comparisons: list[Comparison], mine: list[Lease], annotator: User, now: datetime, purpose: Purpose
+) -> list[Lease]:
+    """Leases on these comparisons, which are locked: new ones, or those of the first time (among `mine`) revived."""
     if not comparisons:
         return []
     repeat = SWAPPED if purpose == Purpose.REPEAT else ORDINARY
-    mine = Lease.objects.filter(annotator=annotator, comparison__in=comparisons)
     earlier = {(lease.comparison_id, lease.repeat): lease for lease in mine}
     given = []
     for comparison in comparisons:
