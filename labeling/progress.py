@@ -13,7 +13,7 @@ from django.db.models import Count, PositiveIntegerField, Q, Sum
 from django.db.models.functions import Greatest
 
 from labeling import access, judgments, leases, pairs
-from labeling.models import Campaign, Judgment, Membership
+from labeling.models import Campaign, Judgment, Membership, Purpose
 
 T = TypeVar("T")
 LATELY_SECONDS = 5
@@ -67,7 +67,7 @@ def _totals(campaign: Campaign) -> dict[str, int]:
 
 
 def _n_judged(campaign: Campaign, user: User) -> int:
-    mine = judgments.in_force().filter(annotator=user, comparison__campaign=campaign)
+    mine = judgments.in_force().filter(annotator=user, comparison__campaign=campaign).exclude(purpose=Purpose.PRACTICE)
     return mine.exclude(verdict=Judgment.Verdict.SKIP).count()
 
 

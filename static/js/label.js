@@ -157,7 +157,7 @@ function commit(choice, since) {
   const action = chosen?.action;
   if (choice.verdict !== "skip") {
     countJudgment(seen.shown_ms);
-    nMine++;
+    if (!lease.practice) nMine++;
   }
   if (lease.practice) {
     awaited = body.client_key;
@@ -190,7 +190,7 @@ async function undo() {
     say(strings.undone);
     if (back.body && back.body.verdict !== "skip") {
       uncountJudgment();
-      nMine--;
+      if (!back.lease.practice) nMine--;
     }
     if (current) queue.putBack(current);
     show(back.lease, back.body);
