@@ -86,8 +86,8 @@ async def _run(port: int, sessions: list[str], seconds: float, think: float) -> 
 
 
 async def _vote(person: Connection, measured: Measured, ends: float, think: float) -> None:
-    if think:
-        await asyncio.sleep(random.random() * think)  # people do not all begin at once
+    # People do not all connect in the same millisecond, in which one web process would accept them all.
+    await asyncio.sleep(random.random() * (think or 0.5))
     while time.monotonic() < ends:
         asked = time.monotonic()
         status, answer = await person.post("/api/campaigns/open/leases/", {"n": 1, "undoable": False})
