@@ -10,6 +10,7 @@ The interval is a percentile bootstrap over prompts (Efron & Tibshirani 1993, ch
 speaks of this small model; how much a language model saves can differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -96,7 +97,7 @@ def _arm(material: Material, choices: list[Choice], random_share: float) -> Arm:
     return Arm(material.deltas(choices), prompts, weights([one.propensity for one in choices], random_share))
 
 
-def weights(propensity: list[float | None], random_share: float) -> Floats:
+def weights(propensity: Sequence[float | None], random_share: float) -> Floats:
     """(n,) inverse probabilities with which chance alone chose each (Horvitz & Thompson 1952), at most MAX_WEIGHT times their
     median, mean 1. Where chance hit the strategy's best, the stored probability holds the active part too: it is taken off.
     Unknown ones, from before there was a plan, count as the median.

@@ -175,6 +175,7 @@ def test_it_stores_all_that_was_said(client, cats, anna):
     assert stored.json()["surplus"] is False
     assert "practice" not in stored.json()
     judgment = Judgment.objects.get()
+    assert judgment.edit is not None
     assert judgment.edit.text == said.pop("edit")
     assert {name: getattr(judgment, name) for name in said} == said
 

@@ -92,6 +92,7 @@ def test_it_drops_groups_with_near_identical_responses(size):
     original = prompt.responses.get(text=TEXTS[1])
     made = pairs.make_comparisons(prompt)
     assert made
+    assert copy is not None
     assert not any({copy.pk, original.pk} <= _members(comparison) for comparison in made)
     assert any(copy.pk in _members(comparison) for comparison in made)
 

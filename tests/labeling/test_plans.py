@@ -7,7 +7,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from labeling import leases, pairs, plans, responses, tasks
-from labeling.models import Campaign, Comparison, Judgment, Prompt
+from labeling.models import Campaign, Comparison, Judgment, Prompt, Response
 from serving.locks import only_one
 from serving.models import Adapter
 from tests.labeling import make
@@ -15,6 +15,12 @@ from tests.labeling import make
 pytestmark = pytest.mark.django_db
 ACTIVE = ["diversity", "different", "uncertainty", "d_optimal"]
 SUBJECTS = ["the sea and its ships", "growing tomatoes in pots", "sorting a list in Python", "the tax on income"]
+
+
+def _response(prompt, text: str, **fields) -> Response:
+    added = responses.add_response(prompt, text, **fields)
+    assert added is not None
+    return added
 
 
 def _rng(seed=0):
@@ -172,7 +178,7 @@ def test_it_asks_for_no_plan_in_random_order_or_for_what_is_closed(django_captur
     with django_capture_on_commit_callbacks() as nudges:
         make.comparison(make.campaign())
         closed = make.prompt(make.campaign("closed", strategy="diversity"))
-        found = [responses.add_response(closed, text) for text in ("One.", "Two!")]
+        found = [_response(closed, text) for text in ("One.", "Two!")]
         pairs.add_comparisons(closed.campaign, [found], Comparison.Source.CHAT, is_open=False)
     assert nudges == []
 
@@ -242,7 +248,7 @@ def test_it_puts_near_identical_answers_last(strategy):
     campaign = _campaign(strategy, random_share=0.0)
     prompt = make.prompt(campaign, "Something else altogether: what is a quark?")
     texts = ["A quark is one of the smallest parts of matter.", "A QUARK is one of the smallest parts of matter!"]
-    pair = [responses.add_response(prompt, text, source="import") for text in texts]
+    pair = [_response(prompt, text, source="import") for text in texts]
     [alike] = pairs.add_comparisons(campaign, [pair], Comparison.Source.IMPORT)
     plans.plan(campaign, make.NOW, _rng())
     assert _ids(campaign)[-1] == alike.pk

@@ -58,7 +58,7 @@ def test_it_estimates_the_factor_that_was_planted():
         active, random = _arm(rng, 600, 1.0), _arm(rng, 600, 1.0)
         active.delta[::2] = 0
         found.append(savings.compare(active, random, rng, n_resamples=1).saved)
-    assert np.median(found) == pytest.approx(-1, abs=0.4)
+    assert np.median([saved for saved in found if saved is not None]) == pytest.approx(-1, abs=0.4)
 
 
 def test_it_says_when_there_is_not_enough_to_tell():
@@ -67,8 +67,8 @@ def test_it_says_when_there_is_not_enough_to_tell():
     assert few.sentence().startswith("Not enough judgments")
     rng = _rng()
     noise = [Arm(rng.normal(size=(100, D)), np.arange(100), np.ones(100)) for _ in range(2)]
-    told = savings.compare(*noise, rng, n_resamples=40)
-    assert told.saved is None or told.low <= 0 <= told.high
+    told = savings.compare(noise[0], noise[1], rng, n_resamples=40)
+    assert told.saved is None or (told.low is not None and told.high is not None and told.low <= 0 <= told.high)
 
 
 def test_it_repeats_itself_for_the_same_seed():
@@ -122,6 +122,7 @@ def test_it_reports_on_a_campaigns_own_judgments():
     judged_elsewhere = {"responses": ["It is.", "Who knows!"], "judgments": [{"ranks": [1, 2]}]}
     exchange.import_pairs(campaign, [{"prompt": f"Is it {i}?", **judged_elsewhere} for i in range(5)])
     report = savings.report(campaign, _rng())
+    assert report is not None
     made = [choice.arm for choice in pools.read_choices(campaign, 1000, only_given_out=True)]
     assert (report.n_active, report.n_random) == (made.count("active"), made.count("random"))
     assert report.n_active + report.n_random == 150  # nobody drew what was imported
