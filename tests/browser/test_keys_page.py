@@ -27,7 +27,7 @@ def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
     page.get_by_label("Username").fill("ada")
     page.get_by_label("Password").fill(PASSWORD)
     page.keyboard.press("Enter")
-    page.wait_for_url("**/keys/")
+    page.wait_for_url(f"{live_server.url}/keys/")  # the page of the log-in names it, too
     yield page
     context.close()
     assert not errors, errors
