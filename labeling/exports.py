@@ -187,7 +187,9 @@ def _improvements(item: Judged) -> Iterator[tuple[int, int, bool, int | None]]:
     for _verdict, ranks, strength, edit in item.votes:
         if edit and ranks:
             best = min(ranks.values())
-            for response, rank in ranks.items():
+            for response, rank in sorted(
+                ranks.items(), key=lambda item: (item[1], int(item[0]))
+            ):  # jsonb has its own order
                 yield edit, int(response), rank == best, strength
 
 

@@ -14,7 +14,7 @@ from rest_framework.response import Response
 from labeling import access, choices, gold, judgments, texts
 from labeling.api.base import MAX_INTEGER, Endpoint, Strict, parse
 from labeling.api.leases import LeaseShown, lease_json
-from labeling.api.lists import IntegerFilter, ListEndpoint
+from labeling.api.lists import IntegerFilter, ListEndpoint, MomentFilter
 from labeling.models import Judgment, Purpose
 
 MAX_LISTED = 50
@@ -161,8 +161,8 @@ class JudgmentFilter(filters.FilterSet):
     campaign = filters.CharFilter(field_name="comparison__campaign__slug", help_text="its slug")
     comparison = IntegerFilter()
     verdict = filters.ChoiceFilter(choices=Judgment.Verdict.choices)
-    after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gte")
-    before = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="lt")
+    after = MomentFilter(field_name="created_at", lookup_expr="gte")
+    before = MomentFilter(field_name="created_at", lookup_expr="lt")
 
     class Meta:
         model = Judgment
