@@ -5,12 +5,11 @@ may be cut off by a crash, so every reader here takes a missing or broken file f
 """
 
 import json
-import math
 import os
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from django.conf import settings
 from training.models import Run
 
 LOG_TAIL_BYTES = 16 * 1024
+# Megabytes, and per cent of one processor.
+SYSTEM_FIGURES = ("rss_mb", "rss_peak_mb", "cpu_percent", "n_threads", "gpu_mb", "gpu_peak_mb")
+LARGEST = 1e300
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -31,6 +33,7 @@ class Status:
     step: int = 0
     n_steps: int = 0
     seconds_left: float | None = None
+    system: dict[str, float] = field(default_factory=dict)
 
 
 def folder(run_id: int, attempt: int) -> Path:
@@ -70,12 +73,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def read_status(path: Path) -> Status:
     raw = read_json(path / "status.json") or {}
-    left = raw.get("seconds_left")
+    left = _figure(raw.get("seconds_left"))
     return Status(
         phase=str(raw.get("phase") or "")[:40],
         step=_count(raw.get("step")),
         n_steps=_count(raw.get("n_steps")),
-        seconds_left=float(left) if isinstance(left, int | float) and math.isfinite(left) else None,
+        seconds_left=left,
+        system={name: value for name in SYSTEM_FIGURES if (value := _figure(raw.get(name))) is not None},
     )
 
 
@@ -202,6 +206,11 @@ def _number(path: Path) -> int:
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _figure(value: Any) -> float | None:
+    """A number that a float can hold; JSON knows longer ones."""
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
 def _metric(line: bytes) -> dict[str, Any] | None:

@@ -76,6 +76,9 @@ class Run(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     error = models.TextField(blank=True)
+    notes = models.TextField(blank=True, help_text="what people want to remember of it")
+    tags = models.JSONField(default=list, blank=True, help_text="words to find it by")
+    system = models.JSONField(default=dict, blank=True, help_text="the trainer's last figures: rss_mb, cpu_percent, …")
     timings = models.JSONField(default=dict, blank=True, help_text="seconds per stage")
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True, blank=True)

@@ -204,7 +204,9 @@ def _report(attempt: Attempt, *, is_last: bool) -> bool:
         attempt.offset = offset
     if is_last or time.monotonic() - attempt.beaten_at >= BEAT_SECONDS:
         status = attempts.read_status(attempt.folder)
-        progress = {"step": status.step, "n_steps": status.n_steps, "seconds_left": status.seconds_left}
+        progress: dict[str, Any] = {"step": status.step, "n_steps": status.n_steps, "seconds_left": status.seconds_left}
+        if status.system:
+            progress["system"] = status.system
         if not runs.heartbeat(attempt.claim, now, phase=_phase(attempt, status), **progress):
             return False
         attempts.write_lease(attempt.folder, attempt.claim.token, runs.lease_end(now))

@@ -122,6 +122,12 @@ def test_it_takes_a_broken_status_for_none(tmp_path: Path, text: str) -> None:
     assert (status.step, status.n_steps, status.seconds_left) == (0, 0, None)
 
 
+def test_it_reads_the_systems_figures_and_nothing_that_is_none(tmp_path: Path) -> None:
+    figures = '"rss_mb": 812, "cpu_percent": 187.5, "gpu_mb": NaN, "n_threads": 1%s, "rss_peak_mb": "x", "odd": 1'
+    (tmp_path / "status.json").write_text("{" + figures % ("0" * 400) + "}")
+    assert attempts.read_status(tmp_path).system == {"rss_mb": 812.0, "cpu_percent": 187.5}
+
+
 def test_it_shows_the_end_of_the_log(tmp_path: Path) -> None:
     assert attempts.read_log_tail(tmp_path) == ""
     (tmp_path / "log.txt").write_bytes(b"x" * 20_000 + b"\xff the end")

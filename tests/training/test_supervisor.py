@@ -32,7 +32,8 @@ WAIT = START + "signal.signal(signal.SIGTERM, lambda *_: os._exit(3)); (folder /
 DEAF = START + "signal.signal(signal.SIGTERM, signal.SIG_IGN); (folder / 'ready').touch(); time.sleep(600)"
 WORDY = (
     START + '(folder / \'metrics.jsonl\').write_text(\'{"step": 1, "loss": 0.7}\\n{"step": 2, "loss": 0.6}\\n\');'
-    "(folder / 'status.json').write_text(json.dumps({'phase': 'Training', 'step': 2, 'n_steps': 9, 'seconds_left': 4}));"
+    "(folder / 'status.json').write_text(json.dumps({'phase': 'Training', 'step': 2, 'n_steps': 9, 'seconds_left': 4, "
+    "'rss_mb': 812, 'cpu_percent': 187}));"
     "print('hello from the trainer', flush=True); sys.exit(1)"
 )
 
@@ -112,7 +113,7 @@ def test_it_stores_all_that_the_trainer_said(run: Run, monkeypatch: pytest.Monke
     in_place_of_trainer(monkeypatch, WORDY)
     supervise(run)
     assert [metric.values for metric in run.metrics.all()] == [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}]
-    assert (run.step, run.n_steps) == (2, 9)
+    assert (run.step, run.n_steps, run.system) == (2, 9, {"rss_mb": 812.0, "cpu_percent": 187.0})
     assert attempts.read_log_tail(attempts.folder(run.pk, 1)) == "hello from the trainer\n"
 
 

@@ -13,9 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import psutil
-
-from training.ml import files
+from training.ml import files, system
 from training.ml.errors import LeaseLost, Stopped
 
 STALE_SECONDS = 60.0
@@ -79,8 +77,7 @@ class Watch:
         self._values |= values
         if is_due or time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._reported_at = time.monotonic()
-            rss_mb = round(psutil.Process().memory_info().rss / 1e6)
-            files.write_json(self.status, self._values | {"rss_mb": rss_mb}, durable=False)
+            files.write_json(self.status, self._values | system.figures(), durable=False)
         self.check()
 
     def phase(self, phase: str) -> None:
