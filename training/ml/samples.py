@@ -1,0 +1,80 @@
+"""What the model writes now: sampled responses, by transformers' own generation under plain attention.
+
+The trainer's attention reads packed rows and keeps no keys and values, so it cannot generate. The samples depend on the
+weights, the prompts and the seed alone, and leave the trainer's random numbers and attention as they were: a run that
+samples in between takes the same steps as one that does not.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from training.ml.data import end_of_turn
+from training.ml.rows import Tokens
+
+ATTENTION = "sdpa"  # knows padding, and every architecture in transformers has it
+BATCH = 32  # prompts of similar length that are generated together
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    n_tokens: int,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+) -> list[list[int]]:
+    """One response to each prompt, of at most `n_tokens` tokens, under whichever adapter is active in `model`.
+
+    A finished response ends with the end-of-turn token, as the responses of a `Pair` do; an unfinished one has
+    `n_tokens` tokens without it. At temperature 1 the tokens follow the model's own distribution, so the mean of
+    log p − log q over them estimates KL(p ‖ q) per token; 0 takes the likeliest token.
+    """
+    end = end_of_turn(tokenizer)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # little padding
+    found: dict[int, list[int]] = {}
+    with _generating(model, seed):
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            responses = _batch(model, [prompts[i] for i in batch], _config(end, n_tokens, temperature))
+            found |= {i: _until(end, response) for i, response in zip(batch, responses, strict=True)}
+    return [found[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def _generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Plain attention, a seed and no defaults of the model's own (a repetition penalty would hide repetition)."""
+    attention, defaults = model.config._attn_implementation, model.generation_config
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        model.set_attn_implementation(ATTENTION)
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(attention)
+            model.generation_config = defaults
+
+
+def _config(end: int, n_tokens: int, temperature: float) -> GenerationConfig:
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    return GenerationConfig(max_new_tokens=n_tokens, eos_token_id=end, pad_token_id=end, **how)
+
+
+def _batch(model: PreTrainedModel, prompts: Sequence[Tokens], config: GenerationConfig) -> list[list[int]]:
+    """Prompts filled up on the left to the longest, P tokens -> the N new tokens of each."""
+    longest = max(map(len, prompts))
+    fill = config.pad_token_id
+    ids = torch.tensor([[fill] * (longest - len(p)) + list(p) for p in prompts], device=model.device)  # (B, P)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (B, P)
+    filled = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # (B, P + N)
+    return filled[:, longest:].tolist()
+
+
+def _until(end: int, response: list[int]) -> list[int]:
+    """Up to the first end-of-turn token and with it; what follows is filling."""
+    return response[: response.index(end) + 1] if end in response else response
