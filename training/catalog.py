@@ -32,6 +32,11 @@ class Common:
     learning_rate: float = param(1e-4, "peak learning rate of AdamW", low=1e-8, high=1e-1)
     warmup: float = param(0.1, "share of steps with a rising rate", low=0, high=0.9)
     schedule: str = param("cosine", "how the rate falls after warm-up", choices=("constant", "linear", "cosine"))
+    optimizer: str = param(
+        "adamw",
+        "AdamW; schedule-free AdamW, which averages instead of lowering the rate; or AdamW with LoRA+'s faster B",
+        choices=("adamw", "schedule_free", "lora_plus"),
+    )
     weight_decay: float = param(0.0, "AdamW's weight decay", low=0, high=1)
     max_grad_norm: float = param(1.0, "gradients are clipped to this norm", low=1e-3, high=1e3)
     batch_pairs: int = param(8, "pairs per optimizer step", low=1, high=4096)
@@ -42,6 +47,11 @@ class Common:
     lora_alpha: float = param(32.0, "scale of the adapter", low=0.1, high=1024)
     rslora: bool = param(True, "rank-stabilised scale, alpha/sqrt(rank) (Kalajdzievski 2023)")
     replay: float = param(1.0, "continuing the incumbent: old pairs per new pair", low=0, high=100)
+    monitor: str = param(
+        "act",
+        "what watches over the run: acts on what it sees, only tells, or is off",
+        choices=("act", "watch", "off"),
+    )
     seed: int = param(0, "seed of order and initialisation", low=0, high=2**31 - 1)
 
 
@@ -72,8 +82,9 @@ class RPO(Common):
 class Method:
     name: str
     label: str
-    source: str  # "pairs"; later also "unpaired", "rollouts"
+    source: str  # what it learns from: a name of training.ml.batches.SOURCES
     params: type[Common]
+    output: str = "adapter"  # what a run leaves behind: "adapter" or "reward_model"
 
 
 METHODS: dict[str, Method] = {

@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,42 @@ class Pair:
     is_new: bool
     n_chars_chosen: int
     n_chars_rejected: int
+    margin: float = 0.0  # mean grade towards chosen, 0 to 3
+    tie_share: float = 0.0  # of the votes
 
     @property
     def responses(self) -> tuple[Tokens, ...]:
         return self.chosen, self.rejected
+
+    @property
+    def others(self) -> tuple["Single", ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Single:
+    """One response that was judged alone, in token ids: a thumb up or down, half of a pair, or what people wrote."""
+
+    id: str
+    prompt_sha256: str
+    prompt: Tokens
+    response: Tokens
+    is_good: bool
+    weight: float
+    is_new: bool
+    mismatch: Tokens | None = None  # a response to another prompt, by which KTO estimates the KL
+
+    @property
+    def responses(self) -> tuple[Tokens, ...]:
+        return (self.response,)
+
+    @property
+    def others(self) -> tuple["Single", ...]:
+        """What must be scored, but not learned from, to learn from this."""
+        return () if self.mismatch is None else (replace(self, response=self.mismatch, mismatch=None),)
+
+
+Example = Pair | Single
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The one training loop: accumulate a step's gradient over packs, clip, step, report, checkpoint."""
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from transformers import PreTrainedModel
 
 from training import catalog
 from training.ml import checkpoint, optim
-from training.ml.data import Order, Pair
+from training.ml.batches import PAIRS, Columns, Source
+from training.ml.data import Example, Order
 from training.ml.errors import TrainingError, is_out_of_memory
 from training.ml.logprobs import response_logps
-from training.ml.losses import Loss, PairLogps
+from training.ml.losses import Loss
 from training.ml.progress import TRAIN_COST, Progress
 from training.ml.rows import Pack, pack
 from training.ml.scores import MIN_BUDGET, Scores
@@ -36,10 +39,17 @@ class Learner:
     params: catalog.Common
     reference: Scores
     budget: int  # tokens per pass
+    source: Source = PAIRS  # what kind of examples it learns from
+    anchor: float = 0.0  # weight of the NLL of what should stay likely, added to every example's loss
+    forward: Callable[[Pack], torch.Tensor] = field(default=None)  # type: ignore[assignment]  # scores (R,) of a pack
     step: int = 0  # finished steps, skipped ones included
     n_skipped: int = 0
     n_skipped_in_a_row: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last step
+
+    def __post_init__(self) -> None:
+        if self.forward is None:
+            self.forward = partial(response_logps, self.model)
 
     @property
     def beta(self) -> float:
@@ -101,15 +111,15 @@ def _count_skipped(learner: Learner, is_skipped: bool) -> None:
     learner.n_skipped_in_a_row = learner.n_skipped_in_a_row + 1 if is_skipped else 0
 
 
-def accumulate(learner: Learner, pairs: Sequence[Pair], watch: Watch) -> dict[str, Any]:
-    """Leaves the gradient of the pairs' mean weighted loss in the parameters; returns the step's metrics.
+def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> dict[str, Any]:
+    """Leaves the gradient of the examples' mean weighted loss in the parameters; returns the step's metrics.
 
-    The gradient does not depend on how the pairs are packed. Out of memory, smaller packs are tried.
+    The gradient does not depend on how the examples are packed. Out of memory, smaller packs are tried.
     """
     while True:
         learner.optimizer.zero_grad()
         try:
-            return _accumulate(learner, pairs, watch)
+            return _accumulate(learner, examples, watch)
         except Exception as error:
             if not is_out_of_memory(error) or learner.budget < MIN_BUDGET:
                 raise
@@ -117,53 +127,45 @@ def accumulate(learner: Learner, pairs: Sequence[Pair], watch: Watch) -> dict[st
             print(f"out of memory: going on with {learner.budget} tokens a pass", flush=True)
 
 
-def _accumulate(learner: Learner, pairs: Sequence[Pair], watch: Watch) -> dict[str, Any]:
-    packs = pack(pairs, learner.budget, device=learner.model.device)
+def _accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> dict[str, Any]:
+    packs = pack(examples, learner.budget, device=learner.model.device)
+    kl = mismatch_kl(learner, examples, watch)
     seen = []
     for batch in packs:
         watch.check()
-        members = [pairs[i] for i in batch.items]
-        logps = pair_logps(response_logps(learner.model, batch), batch, members, learner.reference)
-        weights = torch.tensor([pair.weight for pair in members], device=logps.label.device)
-        losses = learner.loss(logps, learner.params) * weights  # (B,)
-        (losses.sum() / len(pairs)).backward()
-        seen.append(_describe(losses, logps, learner.beta))
-    return _mean(torch.cat(seen)) | {"n_pairs": len(pairs), "tokens": sum(batch.n_tokens for batch in packs)}
+        members = [examples[i] for i in batch.items]
+        logps = learner.source.gather(learner.forward(batch), batch, members, learner.reference, kl)
+        losses = learner.loss(logps, learner.params)  # (B,)
+        if learner.anchor:
+            losses = losses + learner.anchor * logps.nll
+        losses = losses * losses.new_tensor([example.weight for example in members])
+        (losses.sum() / len(examples)).backward()
+        with torch.no_grad():
+            seen.append({"loss": losses} | learner.source.describe(logps, members, learner.beta))
+    return _summarise(seen) | {"n_pairs": len(examples), "tokens": sum(batch.n_tokens for batch in packs)}
 
 
-def pair_logps(scores: torch.Tensor, batch: Pack, pairs: Sequence[Pair], reference: Scores) -> PairLogps:
-    """scores (R,) of the pack's responses -> those of the pairs (B,), beside the reference's."""
+def mismatch_kl(learner: Learner, examples: Sequence[Example], watch: Watch) -> torch.Tensor:
+    """() max(0, mean log-ratio of the responses to other prompts that the examples carry); 0 where none carries one.
 
-    def new(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=scores.dtype, device=scores.device)
-
-    def where(response: str) -> list[int]:
-        return [batch.order[pair.prompt, getattr(pair, response)] for pair in pairs]
-
-    return PairLogps(
-        policy_chosen=scores[where("chosen")],
-        policy_rejected=scores[where("rejected")],
-        reference_chosen=new([reference[pair.prompt, pair.chosen] for pair in pairs]),
-        reference_rejected=new([reference[pair.prompt, pair.rejected] for pair in pairs]),
-        n_chosen=new([len(pair.chosen) for pair in pairs]),
-        label=new([pair.label for pair in pairs]),
-    )
+    The estimate of KTO, Ethayarajh et al. 2024, arXiv 2402.01306, section 4.1. One for the whole step, however it is
+    packed, and without gradient, as in the paper.
+    """
+    others = [other for example in examples for other in example.others]
+    ratios = []
+    for batch in pack(others, learner.budget, device=learner.model.device):
+        watch.check()
+        with torch.no_grad():
+            scores = learner.forward(batch)  # (R,)
+        ratios.append(scores - scores.new_tensor([learner.reference[sequence] for sequence in batch.order]))
+    return torch.cat(ratios).mean().clamp(min=0) if ratios else torch.zeros((), device=learner.model.device)
 
 
-METRICS = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "logp_chosen")
-
-
-def _describe(losses: torch.Tensor, logps: PairLogps, beta: float) -> torch.Tensor:
-    """(B, M): what METRICS names, per pair."""
-    with torch.no_grad():
-        gap = logps.logratio_gap
-        accuracy = (gap > 0).to(gap.dtype) + 0.5 * (gap == 0)  # undecided: half right
-        rewards = beta * logps.chosen_logratio, beta * logps.rejected_logratio
-        return torch.stack([losses, accuracy, beta * gap, *rewards, logps.policy_chosen], dim=1)
-
-
-def _mean(rows: torch.Tensor) -> dict[str, float | None]:
-    """Means over pairs; None where one is not a finite number, which JSON cannot hold."""
-    values = rows.mean(0)
-    finite = torch.isfinite(values).tolist()
-    return {name: value if ok else None for name, value, ok in zip(METRICS, values.tolist(), finite, strict=True)}
+def _summarise(seen: list[Columns]) -> dict[str, float | None]:
+    """Means over the examples; None where there is none, or not a finite number, which JSON cannot hold."""
+    columns = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
+    values = {name: column.mean() for name, column in columns.items()}
+    margins = columns["margin"].float()
+    values["margin_p90"] = margins.quantile(0.9) if len(margins) else margins.sum()
+    numbers = torch.stack([value.double() for value in values.values()]).tolist()  # the step's one wait for the device
+    return {name: x if math.isfinite(x) else None for name, x in zip(values, numbers, strict=True)}

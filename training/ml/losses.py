@@ -5,25 +5,29 @@ loop multiplies by the pairs' weights and averages. `label` is P(chosen > reject
 a soft one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from training.catalog import DPO, IPO, RPO, Common
+from training.catalog import DPO, IPO, RPO
 
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Sums over a response's tokens of log-probabilities in nats; all (B,)."""
+    """Sums over a response's tokens of log-probabilities in nats, and what people said of the pair; all (B,)."""
 
     policy_chosen: torch.Tensor
     policy_rejected: torch.Tensor
     reference_chosen: torch.Tensor
     reference_rejected: torch.Tensor
     n_chosen: torch.Tensor  # tokens of the chosen response
-    label: torch.Tensor
+    n_rejected: torch.Tensor
+    label: torch.Tensor  # P(chosen > rejected)
+    tie_share: torch.Tensor  # of the votes, 0 to 1
+    margin: torch.Tensor  # mean grade towards the chosen response, 0 to 3
 
     @property
     def chosen_logratio(self) -> torch.Tensor:
@@ -38,9 +42,34 @@ class PairLogps:
         """h of the papers: how much more the policy prefers the chosen response than the reference does."""
         return self.chosen_logratio - self.rejected_logratio
 
+    @property
+    def nll(self) -> torch.Tensor:
+        """(B,) nats per token of what should stay likely: the chosen response."""
+        return -self.policy_chosen / self.n_chosen
 
-class Loss(Protocol):
-    def __call__(self, logps: PairLogps, params: Common, /) -> torch.Tensor: ...
+
+@dataclass(frozen=True)
+class ResponseLogps:
+    """Responses that were judged alone; all (B,) but kl."""
+
+    policy: torch.Tensor
+    reference: torch.Tensor
+    n_tokens: torch.Tensor
+    is_good: torch.Tensor  # 1 or 0
+    kl: torch.Tensor  # () of the policy from the reference on responses to other prompts, at least 0, no gradient
+
+    @property
+    def logratio(self) -> torch.Tensor:
+        return self.policy - self.reference
+
+    @property
+    def nll(self) -> torch.Tensor:
+        """(B,) nats per token of what should stay likely: a good response; 0 for a bad one."""
+        return -self.is_good * self.policy / self.n_tokens
+
+
+Logps = PairLogps | ResponseLogps
+Loss = Callable[[Any, Any], torch.Tensor]  # (logps of the method's source, its parameters) -> (B,)
 
 
 def dpo(logps: PairLogps, params: DPO) -> torch.Tensor:

@@ -26,7 +26,21 @@ import torch
 from peft import PeftModel
 
 from training import catalog
-from training.ml import adapter, checkpoint, data, evaluate, files, jobs, losses, optim, policy, probes, rows, scores
+from training.ml import (
+    adapter,
+    batches,
+    checkpoint,
+    data,
+    evaluate,
+    files,
+    jobs,
+    losses,
+    optim,
+    policy,
+    probes,
+    rows,
+    scores,
+)
 from training.ml.data import Order, Pair, Pairs
 from training.ml.errors import Stopped, TrainingError, describe
 from training.ml.jobs import Job
@@ -109,6 +123,7 @@ class Run:
             params=self.params,
             reference=reference,
             budget=BUDGET,
+            source=batches.SOURCES[catalog.get(self.job.method).source],
         )
         if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)

@@ -66,7 +66,7 @@ def plain_loss(model: PeftModel, pairs: list[Pair], reference: float) -> torch.T
         return torch.stack([plain_logp(model, pair.prompt, getattr(pair, response)) for pair in pairs])
 
     value, ones = torch.full((len(pairs),), reference), torch.ones(len(pairs), dtype=torch.float64)
-    logps = PairLogps(scores("chosen"), scores("rejected"), value, value, ones, ones)
+    logps = PairLogps(scores("chosen"), scores("rejected"), value, value, ones, ones, ones, 0 * ones, 0 * ones)
     return losses.dpo(logps, losses.DPO()).mean()
 
 

@@ -157,3 +157,15 @@ def test_it_clips_gradients(base32: policy.Base, tmp_path: Path, watch: Watch) -
     norm = torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None]).norm().item()
     assert metrics["grad_norm"] > 0.01
     assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+def test_it_trains_on_whatever_scores_forward_gives(base: policy.Base, watch: Watch) -> None:
+    pairs = some_pairs(3)
+    learner, model = make_learner(base, pairs)
+    shake(model)
+    usual = gradient(learner, pairs, watch)
+    response_logps = learner.forward
+    learner.forward = lambda batch: response_logps(batch) + 7.0  # a constant cancels out of every gap
+    torch.testing.assert_close(gradient(learner, pairs, watch), usual, rtol=1e-9, atol=1e-13)
+    learner.forward = lambda batch: 0.0 * response_logps(batch)
+    assert not gradient(learner, pairs, watch).any()

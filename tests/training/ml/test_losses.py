@@ -17,7 +17,7 @@ share = st.floats(0, 1)
 
 
 def logps(chosen: float, rejected: float, ref_chosen: float, ref_rejected: float, label: float = 1.0, n: int = 5):
-    values = (chosen, rejected, ref_chosen, ref_rejected, float(n), label)
+    values = (chosen, rejected, ref_chosen, ref_rejected, float(n), float(n), label, 0.0, 0.0)
     return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
 
 
