@@ -2,7 +2,8 @@
 
 A row holds its prompt once and then all of its responses. Every response sees the prompt and itself, as if it stood
 alone, and its positions go on where the prompt's end: the same mathematics as one sequence per response, for fewer
-tokens. The last token of a response predicts nothing that is trained on, so it is a target and never an input.
+tokens. The last token of a response predicts nothing that is trained on, so it is a target and no input, unless it is
+asked for: a reward model reads its score there.
 """
 
 from collections.abc import Sequence
@@ -29,10 +30,14 @@ class Row:
     prompt: Tokens
     responses: list[Tokens]
     items: list[int]
+    keep_last: bool
 
     @property
     def n_tokens(self) -> int:
-        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
+        return len(self.prompt) + sum(map(self.n_inputs, self.responses))
+
+    def n_inputs(self, response: Tokens) -> int:
+        return len(response) if self.keep_last else len(response) - 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Pack:
     predictors: torch.Tensor  # (N,) the position whose output predicts the n-th completion token
     targets: torch.Tensor  # (N,) that token
     owners: torch.Tensor  # (N,) the response it belongs to
+    ends: torch.Tensor  # (R,) the position of the last input token of each response, of its prompt where it has none
 
     @property
     def n_tokens(self) -> int:
@@ -67,13 +73,15 @@ class Pack:
         return len(self.order)
 
 
-def pack(items: Sequence[Item], budget: int, *, device: torch.device | str = "cpu") -> list[Pack]:
+def pack(
+    items: Sequence[Item], budget: int, *, device: torch.device | str = "cpu", keep_last: bool = False
+) -> list[Pack]:
     """Packs of at most `budget` tokens, longest rows first; an item longer than that has a pack of its own.
 
-    Deterministic: the same items give the same packs.
+    Deterministic: the same items give the same packs. `keep_last`: a response's last token is an input too.
     """
     bins: list[tuple[int, list[Row]]] = []
-    for row in sorted(_rows(items, budget), key=lambda row: -row.n_tokens):
+    for row in sorted(_rows(items, budget, keep_last), key=lambda row: -row.n_tokens):
         for i, (used, rows) in enumerate(bins):
             if used + row.n_tokens <= budget:
                 bins[i] = (used + row.n_tokens, [*rows, row])
@@ -83,20 +91,20 @@ def pack(items: Sequence[Item], budget: int, *, device: torch.device | str = "cp
     return [_lay(rows, device) for _, rows in bins]
 
 
-def count_tokens(items: Sequence[Item], budget: int) -> int:
+def count_tokens(items: Sequence[Item], budget: int, *, keep_last: bool = False) -> int:
     """How many tokens the packs of these items hold together."""
-    return sum(row.n_tokens for row in _rows(items, budget))
+    return sum(row.n_tokens for row in _rows(items, budget, keep_last))
 
 
-def _rows(items: Sequence[Item], budget: int) -> list[Row]:
+def _rows(items: Sequence[Item], budget: int, keep_last: bool) -> list[Row]:
     """One row per prompt, or several where all the responses together exceed the budget."""
     rows: list[Row] = []
     open_rows: dict[Tokens, Row] = {}
     for i, item in enumerate(items):
         row = open_rows.get(item.prompt)
         new = [r for r in dict.fromkeys(item.responses) if row is None or r not in row.responses]
-        if row is None or row.n_tokens + sum(len(r) - 1 for r in new) > budget:
-            row = open_rows[item.prompt] = Row(item.prompt, [], [])
+        if row is None or row.n_tokens + sum(map(row.n_inputs, new)) > budget:
+            row = open_rows[item.prompt] = Row(item.prompt, [], [], keep_last)
             rows.append(row)
             new = list(dict.fromkeys(item.responses))
         row.responses += new
@@ -112,6 +120,7 @@ def _lay(rows: list[Row], device: torch.device | str) -> Pack:
     predictors: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
+    ends: list[int] = []
     for row in rows:
         start, end = len(ids), len(ids) + len(row.prompt)
         segments.append(Segment(start, end, start, start))
@@ -119,11 +128,14 @@ def _lay(rows: list[Row], device: torch.device | str) -> Pack:
         positions += range(len(row.prompt))
         for response in row.responses:
             first = len(ids)
-            ids += response[:-1]
-            positions += range(len(row.prompt), len(row.prompt) + len(response) - 1)
-            if len(response) > 1:
+            n_inputs = row.n_inputs(response)
+            ids += response[:n_inputs]
+            positions += range(len(row.prompt), len(row.prompt) + n_inputs)
+            if n_inputs:
                 segments.append(Segment(first, len(ids), start, end))
-            predictors += [end - 1, *range(first, len(ids))]  # the prompt's last token predicts the first
+            # The prompt's last token predicts the first.
+            predictors += [end - 1, *range(first, first + len(response) - 1)]
+            ends.append(len(ids) - 1 if n_inputs else end - 1)
             targets += response
             owners += [len(order)] * len(response)
             order[row.prompt, response] = len(order)
@@ -136,4 +148,5 @@ def _lay(rows: list[Row], device: torch.device | str) -> Pack:
         predictors=torch.tensor(predictors, device=device),
         targets=torch.tensor(targets, device=device),
         owners=torch.tensor(owners, device=device),
+        ends=torch.tensor(ends, device=device),
     )

@@ -43,9 +43,31 @@ def test_it_keeps_to_the_budget_unless_one_item_alone_exceeds_it(items: list[Pai
     assert sum(batch.n_tokens for batch in packs) == count_tokens(items, budget)
 
 
-@given(pairs)
-def test_it_tiles_the_pack_with_segments(items: list[Pair]) -> None:
-    (batch,) = pack(items, 10_000)
+@given(pairs, st.integers(1, 60), st.booleans())
+def test_it_knows_where_each_response_ends(items: list[Pair], budget: int, keep_last: bool) -> None:
+    for batch in pack(items, budget, keep_last=keep_last):
+        ids, positions = batch.input_ids[0], batch.position_ids[0]
+        for (prompt, response), owner in batch.order.items():
+            whole = [*prompt, *response] if keep_last else [*prompt, *response[:-1]]
+            assert ids[batch.ends[owner]] == whole[-1]
+            assert positions[batch.ends[owner]] == len(whole) - 1
+
+
+@given(pairs, st.integers(1, 60))
+def test_it_takes_the_last_tokens_in_on_request_and_predicts_the_same(items: list[Pair], budget: int) -> None:
+    packs = pack(items, budget, keep_last=True)
+    assert all(batch.n_tokens <= budget or len(batch.items) == 1 for batch in packs)
+    assert sum(batch.n_tokens for batch in packs) == count_tokens(items, budget, keep_last=True)
+    for batch in packs:
+        ids = batch.input_ids[0]
+        for (prompt, response), owner in batch.order.items():
+            assert ids[batch.predictors[batch.owners == owner]].tolist() == [prompt[-1], *response[:-1]]
+            assert response_of(batch, owner) == list(response)
+
+
+@given(pairs, st.booleans())
+def test_it_tiles_the_pack_with_segments(items: list[Pair], keep_last: bool) -> None:
+    (batch,) = pack(items, 10_000, keep_last=keep_last)
     edges = [(0, 0), *((s.start, s.end) for s in batch.segments), (batch.n_tokens, batch.n_tokens)]
     assert all(end == start for (_, end), (start, _) in pairwise(edges))
     for segment in batch.segments:
