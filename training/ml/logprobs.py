@@ -47,17 +47,22 @@ class TokenLogps(torch.autograd.Function):
         return (d_logps[:, None] * slopes).to(slopes.dtype), None, None
 
 
-def token_logps(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """(N,) the log-probability of each of `pack.targets`; computed in `dtype`, the model's own if None."""
+def hidden_states(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """(T, H) the decoder's output at each of the pack's tokens, then at those that fill it up."""
     n_tokens, n_fill = pack.n_tokens, -pack.n_tokens % ROUND
     fill = [Segment(n_tokens, n_tokens + n_fill, n_tokens, n_tokens)] if n_fill else []
     embedded = model.get_input_embeddings()(pad(pack.input_ids, (0, n_fill)))  # (1, T, H)
-    hidden = model.get_decoder()(
+    return model.get_decoder()(
         inputs_embeds=embedded.to(dtype or embedded.dtype),
         position_ids=pad(pack.position_ids, (0, n_fill)),
         segments=pack.segments + fill,
         use_cache=False,
-    ).last_hidden_state[0]  # (T, H)
+    ).last_hidden_state[0]
+
+
+def token_logps(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """(N,) the log-probability of each of `pack.targets`; computed in `dtype`, the model's own if None."""
+    hidden = hidden_states(model, pack, dtype)
     weight = model.get_output_embeddings().weight.to(hidden.dtype)
     n_fill = -len(pack.targets) % (CHUNK // 2)
     predicting = hidden[pad(pack.predictors, (0, n_fill))]  # (N, H)
