@@ -1,0 +1,289 @@
+"""Where judgments went, and what a version came from: judgment → snapshot → run → version → alias → feedback, both ways.
+
+Pure queries. Every function takes a fixed number of them, whatever the number of rows, and returns pages. A run that
+continues its incumbent also learned from all that the incumbent had learned from, so both directions follow that link.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.core.paginator import Page, Paginator
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
+
+from labeling import judgments
+from labeling.models import Comparison, Judgment, Response
+from serving.models import Adapter, DeploymentEvent, Message
+from training.models import Run, Snapshot
+
+PER_PAGE = 25
+CHUNK = 5_000
+Verdict = Judgment.Verdict
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Which page of each list is wanted, from 1; a number that is too high shows the last."""
+
+    judgments: int = 1
+    snapshots: int = 1
+    runs: int = 1
+    versions: int = 1
+
+
+@dataclass(frozen=True)
+class Held:
+    """A snapshot, how many judgments it holds, and how many of those were taken back since it was made."""
+
+    snapshot: Snapshot
+    n_judgments: int
+    n_retracted: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run (with campaign, snapshot, adapter and evaluation), and whether it learned only by continuing its incumbent."""
+
+    run: Run
+    is_inherited: bool
+
+
+@dataclass(frozen=True)
+class Stay:
+    """One time that an alias pointed at a version; `until` is None while it does."""
+
+    event: DeploymentEvent
+    until: datetime | None
+
+    @property
+    def is_current(self) -> bool:
+        return self.until is None
+
+
+@dataclass
+class Feedback:
+    """What people said of the responses that a version wrote: judgments in force, and thumbs in chat."""
+
+    n_responses: int = 0
+    n_preferred: int = 0  # ranked first, or level with the first, where not all are level
+    n_beaten: int = 0
+    n_ties: int = 0
+    n_both_bad: int = 0
+    n_good: int = 0
+    n_bad: int = 0
+    n_answers: int = 0  # in chat
+    n_thumbs_up: int = 0
+    n_thumbs_down: int = 0
+
+    @property
+    def n_judgments(self) -> int:
+        return self.n_preferred + self.n_beaten + self.n_ties + self.n_both_bad + self.n_good + self.n_bad
+
+
+@dataclass(frozen=True)
+class Version:
+    """An adapter, every time that an alias pointed at it (newest first), and what people said of its responses."""
+
+    adapter: Adapter
+    stays: list[Stay] = field(default_factory=list)
+    feedback: Feedback = field(default_factory=Feedback)
+
+    @property
+    def is_deployed(self) -> bool:
+        return any(stay.is_current for stay in self.stays)
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """All that learned from some judgments: pages of Held, Trained and Version, newest first."""
+
+    snapshots: Page[Held]
+    runs: Page[Trained]
+    versions: Page[Version]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What a version came from: pages of Version (itself, and those that it goes on from), Trained, Held and Judgment."""
+
+    versions: Page[Version]
+    runs: Page[Trained]
+    snapshots: Page[Held]
+    judgments: Page[Judgment]
+
+
+def downstream(said: QuerySet[Judgment], pages: Pages = Pages()) -> Downstream:
+    """Where judgments went: those of one (`Judgment.objects.filter(pk=…)`), of a person, of a retraction."""
+    return _down(_holding(said), pages)
+
+
+def downstream_of_snapshot(snapshot: Snapshot, pages: Pages = Pages()) -> Downstream:
+    return _down(Snapshot.objects.filter(pk=snapshot.pk), pages)
+
+
+def upstream(adapter: Adapter, pages: Pages = Pages()) -> Upstream:
+    """What a version learned from; of the base, nothing. Of a response: `upstream(response.adapter)`."""
+    ancestors = _ancestors(adapter)
+    runs = Run.objects.filter(adapter__in=ancestors)
+    snapshots = Snapshot.objects.filter(Exists(runs.filter(snapshot=OuterRef("pk"))))
+    own = set(adapter.runs.values_list("pk", flat=True))
+    return Upstream(
+        versions=_versions(Adapter.objects.filter(pk__in=ancestors), pages.versions),
+        runs=_trained(runs, own, pages.runs),
+        snapshots=_held(snapshots, pages.snapshots),
+        judgments=_judgments(_held_by(snapshots), pages.judgments),
+    )
+
+
+def judgments_in(snapshot: Snapshot, number: int = 1) -> Page[Judgment]:
+    """A page of what a snapshot holds, with comparison, prompt, annotator and, where it was taken back, by which row."""
+    return _judgments(_held_by(Snapshot.objects.filter(pk=snapshot.pk)), number)
+
+
+def judgments_on(adapter: Adapter, number: int = 1) -> Page[Judgment]:
+    """A page of the judgments in force on responses that this version wrote, newest first."""
+    written = Response.objects.filter(adapter=adapter, items__comparison=OuterRef("comparison"))
+    return _judgments(judgments.in_force().filter(Exists(written)), number)
+
+
+def versions(adapters: Iterable[Adapter]) -> list[Version]:
+    """Each with its stays and feedback, in five queries for all of them."""
+    adapters = list(adapters)
+    stays, feedback = _stays(adapters), _feedback(adapters)
+    return [Version(adapter, stays[adapter.pk], feedback[adapter.pk]) for adapter in adapters]
+
+
+def runs_that_learned(snapshots: QuerySet[Snapshot]) -> tuple[set[int], set[int]]:
+    """Ids of the runs on these snapshots, and of the runs that go on from what those made. Two queries."""
+    direct = dict(Run.objects.filter(snapshot__in=snapshots).values_list("pk", "adapter"))
+    children: dict[int, list[tuple[int, int | None]]] = defaultdict(list)
+    for run, incumbent, adapter in _continuing():
+        children[incumbent].append((run, adapter))
+    inherited: set[int] = set()
+    waiting = [adapter for adapter in direct.values() if adapter]
+    while waiting:
+        for run, adapter in children.pop(waiting.pop(), ()):
+            inherited.add(run)
+            waiting += [adapter] if adapter else []
+    return set(direct), inherited - set(direct)
+
+
+def _continuing() -> QuerySet[Run, Any]:
+    """(run, incumbent, adapter) of the runs that began with the incumbent's weights. (One of the base began with none.)"""
+    runs = Run.objects.filter(params__start="incumbent", incumbent__is_base=False)
+    return runs.order_by().values_list("pk", "incumbent", "adapter")
+
+
+def _ancestors(adapter: Adapter) -> set[int]:
+    """The version and those that it goes on from, through any number of runs. One query."""
+    parents: dict[int, set[int]] = defaultdict(set)
+    for _run, incumbent, made in _continuing():
+        if made:
+            parents[made].add(incumbent)
+    found, waiting = {adapter.pk}, [adapter.pk]
+    while waiting:
+        new = parents[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _holding(said: QuerySet[Judgment]) -> QuerySet[Snapshot]:
+    links = Snapshot.judgments.through.objects.filter(judgment__in=said.order_by().values("pk"))
+    return Snapshot.objects.filter(pk__in=links.values("snapshot"))
+
+
+def _held_by(snapshots: QuerySet[Snapshot]) -> QuerySet[Judgment]:
+    links = Snapshot.judgments.through.objects.filter(snapshot__in=snapshots.order_by().values("pk"))
+    return Judgment.objects.filter(pk__in=links.values("judgment"))
+
+
+def _down(snapshots: QuerySet[Snapshot], pages: Pages) -> Downstream:
+    direct, inherited = runs_that_learned(snapshots.order_by())
+    runs = Run.objects.filter(pk__in=direct | inherited)
+    made = Adapter.objects.filter(Exists(runs.filter(adapter=OuterRef("pk"))))
+    return Downstream(
+        _held(snapshots, pages.snapshots), _trained(runs, direct, pages.runs), _versions(made, pages.versions)
+    )
+
+
+def _page(rows: QuerySet[Any], number: int, show: Callable[[list[Any]], list[Any]]) -> Page[Any]:
+    """A page of `rows`, each shown as what `show` makes of it. Two queries, and those of `show`."""
+    page = Paginator(rows, PER_PAGE).get_page(number)
+    page.object_list = show(list(page.object_list))
+    return page
+
+
+def _held(snapshots: QuerySet[Snapshot], number: int) -> Page[Held]:
+    def show(rows: list[Snapshot]) -> list[Held]:
+        n_retracted = count_retracted(rows)
+        return [Held(row, row.counts.get("judgments", 0), n_retracted[row.pk]) for row in rows]
+
+    return _page(snapshots.select_related("campaign").order_by("-pk"), number, show)
+
+
+def count_retracted(snapshots: Iterable[Snapshot]) -> dict[int, int]:
+    """Snapshot id → how many of its judgments were taken back since. One query, from the few that were."""
+    ids = [snapshot.pk for snapshot in snapshots]
+    links = Snapshot.judgments.through.objects.filter(
+        snapshot__in=ids, judgment__in=Judgment.objects.filter(verdict=Verdict.RETRACTED).values("supersedes")
+    )
+    counted = dict(links.values_list("snapshot").annotate(n=Count("pk")).order_by())
+    return {pk: counted.get(pk, 0) for pk in ids}
+
+
+def _trained(runs: QuerySet[Run], direct: set[int], number: int) -> Page[Trained]:
+    rows = runs.select_related("campaign", "snapshot", "adapter", "evaluation", "incumbent").order_by("-pk")
+    return _page(rows, number, lambda found: [Trained(run, run.pk not in direct) for run in found])
+
+
+def _versions(adapters: QuerySet[Adapter], number: int) -> Page[Version]:
+    return _page(adapters.order_by("-pk"), number, versions)
+
+
+def _judgments(said: QuerySet[Judgment], number: int) -> Page[Judgment]:
+    rows = said.select_related("comparison__prompt", "comparison__campaign", "annotator", "superseded_by")
+    return _page(rows.order_by("-pk"), number, lambda found: found)
+
+
+def _stays(adapters: list[Adapter]) -> dict[int, list[Stay]]:
+    """An event ends the stay before it on the same alias."""
+    later = DeploymentEvent.objects.filter(alias=OuterRef("alias"), generation__gt=OuterRef("generation"))
+    until = Subquery(later.order_by("generation").values("at")[:1])
+    events = DeploymentEvent.objects.filter(adapter__in=adapters).select_related("actor").annotate(until=until)
+    stays: dict[int, list[Stay]] = defaultdict(list)
+    for event in events.order_by("-at", "-pk"):
+        stays[event.adapter_id].append(Stay(event, event.until))
+    return stays
+
+
+def _feedback(adapters: list[Adapter]) -> dict[int, Feedback]:
+    """Four queries. Ranks lie in JSON, which each database reads in its own way: they are read here, as a stream."""
+    found: dict[int, Feedback] = defaultdict(Feedback)
+    written = Response.objects.filter(adapter__in=adapters)
+    for pk, n in written.values_list("adapter").annotate(n=Count("pk")).order_by():
+        found[pk].n_responses = n
+    judged = Comparison.objects.filter(items__response__adapter__in=adapters)
+    said = judgments.in_force().filter(comparison__in=judged.values("pk")).exclude(verdict=Verdict.SKIP).order_by()
+    columns = ("comparison__items__response__adapter", "comparison__items__response", "verdict", "ranks")
+    for pk, response, verdict, ranks in said.values_list(*columns).iterator(CHUNK):
+        if pk is not None:
+            _count(found[pk], verdict, ranks, str(response))
+    answers = Message.objects.filter(adapter__in=adapters, role=Message.Role.ASSISTANT).order_by()
+    up, down = Count("pk", filter=Q(rating=1)), Count("pk", filter=Q(rating=-1))
+    for pk, *counted in answers.values_list("adapter").annotate(Count("pk"), up=up, down=down):
+        found[pk].n_answers, found[pk].n_thumbs_up, found[pk].n_thumbs_down = counted
+    return found
+
+
+def _count(feedback: Feedback, verdict: str, ranks: dict[str, int], response: str) -> None:
+    feedback.n_ties += verdict == Verdict.TIE
+    feedback.n_both_bad += verdict == Verdict.BOTH_BAD
+    feedback.n_good += verdict == Verdict.GOOD
+    feedback.n_bad += verdict == Verdict.BAD
+    if verdict == Verdict.PREFERENCE and response in ranks:
+        is_best = ranks[response] == min(ranks.values())
+        feedback.n_preferred += is_best
+        feedback.n_beaten += not is_best
