@@ -1,0 +1,126 @@
+"""One attempt at a run, phase by phase: what all of them have in common, whatever they make."""
+
+import resource
+import time
+from typing import Any
+
+import psutil
+from peft import PeftModel
+
+from training import catalog
+from training.ml import checkpoint, data, policy
+from training.ml.data import Order, Pairs
+from training.ml.errors import TrainingError
+from training.ml.jobs import Job
+from training.ml.loop import Learner, train
+from training.ml.progress import Progress
+from training.ml.scores import Scores
+from training.ml.watch import Watch
+
+BUDGET = 768  # tokens per pass: about 1.7 GB with the 135M model in bf16
+
+
+class Attempt:
+    """What it learns and leaves behind is its subclass's: `start`, `score_reference`, `new_learner` and `finish`.
+
+    `save_checkpoint` saves what is worth saving when it is stopped.
+    """
+
+    def __init__(self, job: Job, watch: Watch) -> None:
+        self.job, self.params, self.watch = job, job.params, watch
+        self.progress = Progress()
+        self.learner: Learner | None = None
+        self.seconds: dict[str, float] = {}  # per stage; a stage ends where the next begins
+        self._stage_began_at = psutil.Process().create_time()
+
+    def execute(self) -> None:
+        """All of it, up to result.json. Raises TrainingError, Stopped, or whatever goes wrong."""
+        self.watch.phase("Loading the model")
+        self.base = policy.load_base(self.job.model)
+        self.model = self.start()
+        self.end_stage("start")
+        self.watch.phase("Reading the judgments")
+        self.pairs = data.read(self.job.snapshot, self.base.tokenizer, self.params.max_tokens)
+        self.order = self.choose_order()
+        self.end_stage("tokenize")
+        self.watch.phase("Scoring with the reference")
+        reference = self.score_reference()
+        self.end_stage("reference")
+        self.learner = learner = self.make_learner(reference)
+        self.watch.phase("Training")
+        train(learner, self.order, self.job.folder, self.identity(), self.watch, self.progress)
+        self.save_checkpoint()
+        self.end_stage("train")
+        self.finish(learner)
+
+    def start(self) -> PeftModel:
+        """The model with what is trained."""
+        raise NotImplementedError
+
+    def score_reference(self) -> Scores:
+        """What the responses are compared with; plans the work that follows."""
+        raise NotImplementedError
+
+    def new_learner(self, reference: Scores) -> Learner:
+        """The learner at step 0."""
+        raise NotImplementedError
+
+    def finish(self, learner: Learner) -> None:
+        """Evaluate, write; result.json is last: what it stands beside is complete."""
+        raise NotImplementedError
+
+    def choose_order(self) -> Order:
+        chosen = data.choose(
+            self.pairs.train, is_continuing=self.job.is_continuing, replay=self.params.replay, seed=self.params.seed
+        )
+        if not chosen:
+            raise TrainingError(_why_nothing(self.pairs), "no_pairs")
+        return Order(chosen, epochs=self.params.epochs, batch_pairs=self.params.batch_pairs, seed=self.params.seed)
+
+    def make_learner(self, reference: Scores) -> Learner:
+        """The learner at step 0, or where the checkpoint to resume left it."""
+        learner = self.new_learner(reference)
+        if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
+            print(f"resumed at step {learner.step}", flush=True)
+        return learner
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed."""
+        return {
+            "method": self.job.method,
+            "params": catalog.to_dict(self.params),
+            "snapshot_sha256": self.job.snapshot_sha256,
+            "base_sha256": self.base.sha256,
+            "incumbent": self.job.incumbent_name,
+        }
+
+    def save_checkpoint(self) -> None:
+        if self.learner and not (self.job.folder / f"checkpoint-{self.learner.step}").exists():
+            checkpoint.save(self.job.folder, self.learner, self.identity(), self.watch)
+
+    def result(self, learner: Learner) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "n_steps": self.order.n_steps,
+            "final": learner.metrics,
+            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "skipped": self.pairs.skipped | {"steps": learner.n_skipped},
+            "n_pairs": len(self.order.pairs),
+        }
+
+    def end_stage(self, stage: str) -> None:
+        now = time.time()
+        self.seconds[stage] = round(now - self._stage_began_at, 3)
+        self._stage_began_at = now
+        print(f"{stage}: {self.seconds[stage]:.1f} s", flush=True)
+        self.watch.check()
+
+
+def _why_nothing(pairs: Pairs) -> str:
+    if pairs.train:
+        return "No judgment is new since the current version was trained; collect more or start from the base."
+    if pairs.skipped.get("train_ties"):
+        return "All training pairs are ties; collect judgments that prefer one response."
+    if pairs.skipped.get("train_identical"):
+        return "In all training pairs both responses read the same after cutting; raise max_tokens."
+    return "There are no training pairs; collect more judgments."

@@ -1,0 +1,77 @@
+"""An attempt that makes an adapter: a policy, its reference, the evidence for the gate and the probes for the engine."""
+
+import hashlib
+from typing import Any
+
+from peft import PeftModel
+
+from training import catalog
+from training.ml import adapter, batches, evaluate, files, losses, optim, policy, probes, rows, scores
+from training.ml.attempt import BUDGET, Attempt
+from training.ml.data import Pair
+from training.ml.loop import Learner
+from training.ml.progress import TRAIN_COST
+from training.ml.scores import Memory, Scores
+
+
+class PolicyAttempt(Attempt):
+    """Leaves adapter/ and evaluation.json."""
+
+    def start(self) -> PeftModel:
+        if self.job.incumbent and self.job.is_continuing:
+            return policy.add_incumbent(self.base, self.job.incumbent)
+        return policy.add_adapter(self.base, self.params)
+
+    def score_reference(self) -> Scores:
+        """Scores of all pairs under the base, and the plan of the work that follows."""
+        items = [*self.order.pairs, *self.pairs.heldout]
+        memory = self.memory("base")
+        n_missing = rows.count_tokens(scores.missing(items, memory), BUDGET)
+        n_train = rows.count_tokens(self.order.pairs, BUDGET) * self.order.n_visits / len(self.order.pairs)
+        n_heldout = rows.count_tokens(self.pairs.heldout, BUDGET)
+        self.progress.plan(n_missing + TRAIN_COST * n_train + n_heldout)
+        with self.model.disable_adapter():
+            return self.score(items, memory)
+
+    def memory(self, scorer: str) -> Memory:
+        return Memory(self.job.cache, f"{self.base.path_key} {scorer}")
+
+    def score(self, pairs: list[Pair], memory: Memory) -> Scores:
+        return scores.score(self.base.model, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
+
+    def new_learner(self, reference: Scores) -> Learner:
+        parameters = policy.parameters(self.model)
+        return Learner(
+            model=self.base.model,
+            parameters=parameters,
+            optimizer=optim.optimizer(parameters, self.params),
+            loss=getattr(losses, self.job.method),
+            params=self.params,
+            reference=reference,
+            budget=BUDGET,
+            source=batches.SOURCES[catalog.get(self.job.method).source],
+        )
+
+    def finish(self, learner: Learner) -> None:
+        """Evaluate, probe, write; result.json is last: what it stands beside is complete."""
+        self.watch.phase("Evaluating")
+        weights = adapter.serialise(self.model)
+        evaluation = self.evaluate(hashlib.sha256(weights).hexdigest(), learner)
+        files.write_json(self.job.folder / "evaluation.json", evaluation)
+        self.end_stage("evaluate")
+        self.watch.phase("Saving the adapter")
+        effects = probes.measure(self.model, self.base.model, self.base.tokenizer, BUDGET)
+        adapter.write(self.job.folder / "adapter", weights, self.model, self.base, self.job, effects)
+        self.end_stage("save")
+        files.write_json(self.job.folder / "result.json", self.result(learner))
+        self.watch.phase("Done")
+
+    def evaluate(self, sha256: str, learner: Learner) -> dict[str, Any]:
+        pairs, reference, beta = self.pairs.heldout, learner.reference, learner.beta
+        new = evaluate.margins(pairs, self.score(pairs, self.memory(sha256)), reference, beta)
+        old = [0.0] * len(pairs)
+        if self.job.incumbent:
+            known_as = hashlib.sha256((self.job.incumbent / "adapter_model.safetensors").read_bytes()).hexdigest()
+            with policy.incumbent(self.model, self.job.incumbent):
+                old = evaluate.margins(pairs, self.score(pairs, self.memory(known_as)), reference, beta)
+        return evaluate.report(pairs, new, old)
