@@ -26,6 +26,7 @@ class Job:
     resume: Path | None
     threads: int  # 0: torch decides
     nice: int
+    reward_model: Path | None = None  # of the campaign: to be compared with, or to judge by
 
     @property
     def is_continuing(self) -> bool:
@@ -53,6 +54,7 @@ def read(folder: Path) -> Job:
             resume=_path(config["resume"]),
             threads=config.get("threads", 0),
             nice=config.get("nice", 0),
+            reward_model=_path(config.get("reward_model")),
         )
     except catalog.ParameterError as error:
         raise TrainingError(str(error), "config") from None

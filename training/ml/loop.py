@@ -42,6 +42,7 @@ class Learner:
     source: Source = PAIRS  # what kind of examples it learns from
     anchor: float = 0.0  # weight of the NLL of what should stay likely, added to every example's loss
     forward: Callable[[Pack], torch.Tensor] = field(default=None)  # type: ignore[assignment]  # scores (R,) of a pack
+    keep_last: bool = False  # whether `forward` reads the responses' last tokens
     step: int = 0  # finished steps, skipped ones included
     n_skipped: int = 0
     n_skipped_in_a_row: int = 0
@@ -128,7 +129,7 @@ def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> d
 
 
 def _accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> dict[str, Any]:
-    packs = pack(examples, learner.budget, device=learner.model.device)
+    packs = pack(examples, learner.budget, device=learner.model.device, keep_last=learner.keep_last)
     kl = mismatch_kl(learner, examples, watch)
     seen = []
     for batch in packs:

@@ -9,8 +9,9 @@ import json
 import math
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,12 +86,29 @@ def missing(items: Iterable[Item], memory: Memory) -> list[Alone]:
     return [Alone(*sequence) for sequence in wanted if memory.get(*sequence) is None]
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """What gives the scores (R,) of a pack's responses, and whether it reads their last tokens."""
+
+    forward: Callable[[Pack], torch.Tensor]
+    device: torch.device
+    keep_last: bool = False
+
+
 def score(
     model: PreTrainedModel, items: Sequence[Item], memory: Memory, *, budget: int, watch: Watch, progress: Progress
 ) -> Scores:
     """Scores of all the items' responses under the model as it is now; the new ones are saved, also when stopped."""
+    scorer = Scorer(partial(response_logps, model), model.device)
+    return score_by(scorer, items, memory, budget=budget, watch=watch, progress=progress)
+
+
+def score_by(
+    scorer: Scorer, items: Sequence[Item], memory: Memory, *, budget: int, watch: Watch, progress: Progress
+) -> Scores:
+    """As `score`, of any kind."""
     try:
-        _compute(model, missing(items, memory), memory, budget, watch, progress)
+        _compute(scorer, missing(items, memory), memory, budget, watch, progress)
     finally:
         with watch.shielded():
             memory.save()
@@ -98,31 +116,29 @@ def score(
     return {(prompt, response): memory.known[memory.key(prompt, response)] for prompt, response in wanted}
 
 
-def _compute(
-    model: PreTrainedModel, items: list[Alone], memory: Memory, budget: int, watch: Watch, progress: Progress
-) -> None:
-    waiting = pack(items, budget, device=model.device)
+def _compute(scorer: Scorer, items: list[Alone], memory: Memory, budget: int, watch: Watch, progress: Progress) -> None:
+    waiting = pack(items, budget, device=scorer.device, keep_last=scorer.keep_last)
     while waiting:
         batch = waiting.pop()
         since = time.monotonic()
         try:
-            scores = _forward(model, batch)
+            scores = _forward(scorer, batch)
         except Exception as error:
             if not is_out_of_memory(error) or budget < MIN_BUDGET:
                 raise
             budget //= 2
             print(f"out of memory: going on with {budget} tokens a pass", flush=True)
             left = [items[i] for b in [batch, *waiting] for i in b.items]
-            items, waiting = left, pack(left, budget, device=model.device)
+            items, waiting = left, pack(left, budget, device=scorer.device, keep_last=scorer.keep_last)
             continue
         for (prompt, response), value in zip(batch.order, scores, strict=True):
             memory.put(prompt, response, value)
         watch.report(seconds_left=progress.did(batch.n_tokens, since))
 
 
-def _forward(model: PreTrainedModel, batch: Pack) -> list[float]:
+def _forward(scorer: Scorer, batch: Pack) -> list[float]:
     with torch.no_grad():
-        scores = response_logps(model, batch).tolist()
+        scores = scorer.forward(batch).tolist()
     if not all(map(math.isfinite, scores)):
-        raise TrainingError("The model gives log-probabilities that are not finite; its weights are damaged.", "model")
+        raise TrainingError("The model gives scores that are not finite; its weights are damaged.", "model")
     return scores
