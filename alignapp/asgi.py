@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from inspect import iscoroutinefunction
 
 import django
+from asgiref.sync import SyncToAsync
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
@@ -39,13 +40,27 @@ class Handler(ASGIHandler):
             return await super().get_response_async(request)
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, context.run, self._respond, request)
+        response = await loop.run_in_executor(self._threads, context.run, self._respond, request)
+        if response.streaming:
+            _give_thread_back()
+        return response
 
     def _respond(self, request: HttpRequest) -> HttpResponseBase:
         try:
             return self._synchronous.get_response(request)
         finally:
             close_old_connections()  # Django does so where a response ends, which is another thread
+
+
+def _give_thread_back() -> None:
+    """Ends the thread in which Django sent its signal that the request began, else kept until the response ends.
+
+    A stream may last for hours, and the view had a thread of its own. Whoever needs one again, gets another.
+    """
+    request = SyncToAsync.thread_sensitive_context.get(None)
+    executor = SyncToAsync.context_to_thread_executor.pop(request, None) if request else None
+    if executor is not None:
+        executor.shutdown(wait=False)
 
 
 def _is_async(path: str) -> bool:

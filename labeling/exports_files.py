@@ -21,7 +21,7 @@ Rows = Iterator[list[dict[str, Any]]]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-def jsonl(batches: Rows, _schema: pa.Schema) -> Iterator[bytes]:
+def jsonl(batches: Rows, _schema: pa.Schema | None = None) -> Iterator[bytes]:
     """ASCII only: line separators inside a text would be taken for the end of the line by some readers."""
     for batch in batches:
         yield "".join(f"{json.dumps(row, default=_plain)}\n" for row in batch).encode()

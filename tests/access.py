@@ -270,6 +270,11 @@ MATRIX: dict[str, Row] = {
     "admin:serving_deployment_roll_back": Row(ROOT, ROOT, row_of("serving.deployment")),
     "admin:training_run_rollback": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302")),
     "admin:training_run_live": Row(ROOT, NO_ADMIN_PAGE, row_of("training.run")),
+    **{
+        f"admin:training_run_{name}": Row(ROOT, NO_ADMIN_PAGE, row_of("training.run"))
+        for name in ("curves", "csv", "jsonl")
+    },
+    "admin:training_run_events": Row(ROOT.replace("200", "204"), NO_ADMIN_PAGE, row_of("training.run")),  # under WSGI
     "admin:training_run_cancel": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
     "admin:training_run_retry": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
     "admin:training_run_publish": Row(NO_ADMIN_PAGE, ROOT.replace("200", "404"), row_of("training.run")),

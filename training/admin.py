@@ -23,7 +23,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from serving.admin import ReadOnlyAdmin
-from training import policies, views
+from training import figures_views, policies, views
 from training.forms import PolicyForm
 from training.models import Policy, Run, Snapshot
 
@@ -63,7 +63,18 @@ class RunAdmin(ModelAdmin):
         wrap = self.admin_site.admin_view
         own = [
             path("rollback/", wrap(views.deployment_rollback), name="training_run_rollback"),
-            path("<int:run_id>/live.json", wrap(views.run_live), name="training_run_live"),
+            path("<int:run_id>/live.json", wrap(figures_views.run_live), name="training_run_live"),
+            path("<int:run_id>/events/", wrap(figures_views.run_events), name="training_run_events"),
+            path("<int:run_id>/curves.json", wrap(figures_views.run_curves), name="training_run_curves"),
+            *(
+                path(
+                    f"<int:run_id>/metrics.{kind}",
+                    wrap(figures_views.run_metrics),
+                    {"kind": kind},
+                    name=f"training_run_{kind}",
+                )
+                for kind in figures_views.FILES
+            ),
             path("<int:run_id>/cancel/", wrap(views.run_cancel), name="training_run_cancel"),
             path("<int:run_id>/retry/", wrap(views.run_retry), name="training_run_retry"),
             path("<int:run_id>/publish/", wrap(views.run_publish), name="training_run_publish"),

@@ -5,16 +5,15 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.auth.decorators import permission_required
 from django.contrib.auth.models import User
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from labeling.models import Campaign
 from serving import adapters, client
-from training import attempts, catalog, dashboard, gates, runs, snapshots, supervisor
+from training import catalog, dashboard, gates, live, runs, snapshots, supervisor
 from training.forms import RunForm
 from training.models import Run
 
@@ -26,7 +25,6 @@ PUBLISHING_ERRORS = (
     client.EngineDown,
     client.EngineError,
 )
-MAX_METRICS = 2000  # in one answer; the page asks for the rest a second later
 
 
 @require_http_methods(["GET", "POST"])
@@ -70,40 +68,15 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
         "method": catalog.METHODS.get(run.method),
         "params": _shown_params(run),
         "timings": [(stage, run.timings[stage]) for stage in supervisor.STAGES if stage in run.timings],
-        "log": attempts.read_log_tail(attempts.folder(run.pk, run.attempt)),
+        "log": live.log_of(run),
         "is_active": run.status in Run.ACTIVE,
-        "state_key": _state_key(run),
+        "state_key": live.state_key(run),
         "retries": run.retries.order_by("id"),
         "can_change": request.user.has_perm("training.change_run"),
         "can_train": request.user.has_perm("training.add_run"),
         "can_publish": request.user.has_perm("serving.change_deployment"),
     }
     return _render(request, "training/run_detail.html", context)
-
-
-@require_GET
-@never_cache
-@permission_required("training.view_run", raise_exception=True)
-def run_live(request: HttpRequest, run_id: int) -> JsonResponse:
-    """What changed since step `?after=`: polled by run.js. `seconds_left` in seconds, `log` the last 16 KB."""
-    run = get_object_or_404(Run, pk=run_id)
-    after = request.GET.get("after", "")
-    metrics = run.metrics.filter(step__gt=int(after)) if after.isdecimal() else run.metrics.all()
-    answer = {
-        "status": run.status,
-        "is_active": run.status in Run.ACTIVE,
-        "state": _state_key(run),
-        "phase": run.phase,
-        "step": run.step,
-        "n_steps": run.n_steps,
-        "seconds_left": run.seconds_left,
-        "attempt": run.attempt,
-        "error": run.error,
-        "metrics": list(metrics.values_list("values", flat=True)[:MAX_METRICS]),
-    }
-    if request.GET.get("log") != "0":
-        answer["log"] = attempts.read_log_tail(attempts.folder(run.pk, run.attempt))
-    return JsonResponse(answer)
 
 
 @require_POST
@@ -168,11 +141,6 @@ def _posted_generation(request: HttpRequest) -> int:
         return int(request.POST.get("generation", ""))
     except ValueError:
         return 0
-
-
-def _state_key(run: Run) -> str:
-    """Changes when the page has something to show that the polled figures have not: then it is loaded anew."""
-    return f"{run.status} {run.attempt} {run.snapshot_id} {run.is_cancel_requested}"
 
 
 def _waiting() -> list[tuple[Campaign, int]]:

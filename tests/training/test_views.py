@@ -22,7 +22,15 @@ from training.models import Evaluation, Metric, Run
 
 pytestmark = pytest.mark.django_db
 
-GET_VIEWS = {"training_run_add": "add_run", "training_run_change": "view_run", "training_run_live": "view_run"}
+GET_VIEWS = {
+    "training_run_add": "add_run",
+    "training_run_change": "view_run",
+    "training_run_live": "view_run",
+    "training_run_events": "view_run",
+    "training_run_curves": "view_run",
+    "training_run_csv": "view_run",
+    "training_run_jsonl": "view_run",
+}
 POST_VIEWS = {
     "training_run_cancel": "change_run",
     "training_run_retry": "add_run",
