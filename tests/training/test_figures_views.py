@@ -13,7 +13,10 @@ from tests.training.rows import add_campaign
 from training import runs
 from training.models import Metric, Run
 
-pytestmark = pytest.mark.django_db
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume"),  # the test's client is synchronous
+]
 ALARM = {"signal": "grad_norm", "message": "12 times its usual size"}
 
 
@@ -49,7 +52,8 @@ def test_it_exports_a_column_for_every_name(admin_client: Client, run: Run) -> N
 def test_it_draws_at_most_a_thousand_points(admin_client: Client, run: Run) -> None:
     got = admin_client.get(reverse("admin:training_run_curves", args=[run.pk])).json()
     [loss] = got["charts"]
-    assert (len(loss["curves"][0]["steps"]), loss["curves"][0]["n_points"]) == (1001, 1200)
+    [curve] = loss["curves"]
+    assert (len(curve["steps"]) <= 1001, curve["n_points"], 601 in curve["steps"]) == (True, 1200, True)
     assert got["alarms"] == [{**ALARM, "step": 601}]
 
 
