@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.training.ml.cases import make_learner, some_pairs
 from training import catalog
-from training.ml import optim
+from training.ml import optim, policy
 
 PEAK = 1e-4
 
@@ -43,3 +44,62 @@ def test_it_steps_as_adamw_is_written() -> None:
         expected = expected * (1 - 0.01 * 0.1)
         expected = expected - 0.01 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_it_has_the_optimizers_of_the_menu() -> None:
+    assert set(catalog.Common.__dataclass_fields__["optimizer"].metadata["choices"]) == set(optim.OPTIMIZERS)
+
+
+def test_it_steps_as_schedule_free_adamw_is_written() -> None:
+    """Defazio et al. 2024, arXiv 2405.15682, algorithm 1, line by line in float64, with warm-up."""
+    gamma, decay, beta1, beta2, n_warmup = 0.05, 0.1, 0.9, 0.999, 2
+    params = catalog.parse("dpo", {"learning_rate": gamma, "weight_decay": decay, "optimizer": "schedule_free"})
+    start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = optim.optimizer([weight], params)
+    z, x, v, sum_of_squares = start.clone(), start.clone(), torch.zeros(3, dtype=torch.float64), 0.0
+    for t in range(1, 7):
+        y = (1 - beta1) * z + beta1 * x
+        torch.testing.assert_close(weight.detach(), y)
+        gradient = 2 * y + torch.tensor([0.3, -0.1, t / 10], dtype=torch.float64)
+        v = beta2 * v + (1 - beta2) * gradient**2
+        gamma_t = gamma * (1 - beta2**t) ** 0.5 * min(1, t / n_warmup)
+        z = z - gamma_t * gradient / (v.sqrt() + 1e-8) - gamma_t * decay * y
+        sum_of_squares += gamma_t**2
+        c = gamma_t**2 / sum_of_squares
+        x = (1 - c) * x + c * z
+        weight.grad = gradient.clone()
+        optim.set_rate(optimizer, gamma * min(1, t / n_warmup))
+        optimizer.step()
+    before = weight.detach().clone()
+    with optim.result_of(optimizer):
+        torch.testing.assert_close(weight.detach(), x)
+    assert torch.equal(weight.detach(), before)
+    optim.finish(optimizer)
+    optim.finish(optimizer)
+    torch.testing.assert_close(weight.detach(), x)
+
+
+def test_it_leaves_parameters_of_other_optimizers_as_they_are() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    adamw = optim.optimizer([weight], catalog.parse("dpo", {}))
+    weight.grad = torch.ones(2)
+    adamw.step()
+    before = weight.detach().clone()
+    with optim.result_of(adamw):
+        assert torch.equal(weight.detach(), before)
+    optim.finish(adamw)
+    assert torch.equal(weight.detach(), before)
+
+
+def test_it_keeps_the_rate_at_its_peak_where_an_average_takes_the_schedules_place() -> None:
+    assert rates(4, optimizer="schedule_free", schedule="cosine", warmup=0.25) == pytest.approx([0.5, 1, 1, 1])
+
+
+def test_it_moves_b_sixteen_times_as_fast_with_lora_plus(base32: policy.Base) -> None:
+    learner, model = make_learner(base32, some_pairs(), optimizer="lora_plus")
+    optim.set_rate(learner.optimizer, 1e-3)
+    rate_of = {id(p): group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+    found = {name: rate_of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert len(found) == len(learner.parameters) > 0
+    assert all(rate == pytest.approx(0.016 if "lora_B" in name else 0.001) for name, rate in found.items())
