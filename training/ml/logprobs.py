@@ -7,9 +7,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from training.ml.rows import Pack, Segment
+from training.ml.decoder import hidden_states
+from training.ml.rows import Pack
 
-ROUND = 64  # pack lengths are filled up to a multiple: oneDNN keeps a kernel of some MB for every new shape
 CHUNK = 128  # positions whose logits exist at one time: 128 x 49k x 4 bytes = 25 MB
 
 
@@ -31,10 +31,12 @@ class TokenLogps(torch.autograd.Function):
             chunk = slice(start, start + CHUNK)
             target = targets[chunk, None]  # (C, 1)
             logits = (hidden[chunk] @ weight.T).to(wide)  # (C, V)
-            norm = logits.logsumexp(-1, keepdim=True)
-            logps[chunk] = (logits.gather(-1, target) - norm)[:, 0]
+            logits -= logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, target)
+            total = logits.exp_().sum(-1, keepdim=True)
+            logps[chunk] = (chosen - total.log())[:, 0]
             if slopes is not None:
-                p = logits.sub_(norm).exp_().to(hidden.dtype)
+                p = logits.div_(total).to(hidden.dtype)
                 slopes[chunk] = weight[target[:, 0]] - p @ weight
         if slopes is not None:
             ctx.save_for_backward(slopes)
@@ -47,25 +49,12 @@ class TokenLogps(torch.autograd.Function):
         return (d_logps[:, None] * slopes).to(slopes.dtype), None, None
 
 
-def hidden_states(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """(T, H) the decoder's output at each of the pack's tokens, then at those that fill it up."""
-    n_tokens, n_fill = pack.n_tokens, -pack.n_tokens % ROUND
-    fill = [Segment(n_tokens, n_tokens + n_fill, n_tokens, n_tokens)] if n_fill else []
-    embedded = model.get_input_embeddings()(pad(pack.input_ids, (0, n_fill)))  # (1, T, H)
-    return model.get_decoder()(
-        inputs_embeds=embedded.to(dtype or embedded.dtype),
-        position_ids=pad(pack.position_ids, (0, n_fill)),
-        segments=pack.segments + fill,
-        use_cache=False,
-    ).last_hidden_state[0]
-
-
 def token_logps(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
     """(N,) the log-probability of each of `pack.targets`; computed in `dtype`, the model's own if None."""
-    hidden = hidden_states(model, pack, dtype)
+    hidden = hidden_states(model, pack, dtype)  # (T, W)
     weight = model.get_output_embeddings().weight.to(hidden.dtype)
     n_fill = -len(pack.targets) % (CHUNK // 2)
-    predicting = hidden[pad(pack.predictors, (0, n_fill))]  # (N, H)
+    predicting = hidden[pad(pack.predictors, (0, n_fill))]  # (N, W)
     return TokenLogps.apply(predicting, weight, pad(pack.targets, (0, n_fill)))[: len(pack.targets)]
 
 

@@ -3,20 +3,24 @@
 import json
 import random
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from training import catalog
-from training.ml import losses, optim, policy
-from training.ml.data import Pair
+from training.ml import batches, losses, optim, policy
+from training.ml.data import Example, Pair, Single, add_mismatches
 from training.ml.loop import Learner
 from training.ml.rows import Item
 from training.ml.scores import Scores
+
+# The methods that make an adapter: their losses are in training.ml.losses.
+POLICY_METHODS = [method.name for method in catalog.METHODS.values() if method.output == "adapter"]
 
 WORDS = [
     "river",
@@ -135,6 +139,31 @@ def some_pairs(n: int = 8) -> list[Pair]:
     return [*first, *(pair(tokens(2, 9), tokens(1, 9), tokens(1, 9)) for _ in range(n - 3))]
 
 
+def some_singles(n: int = 8) -> list[Single]:
+    """n responses of random tokens, good and bad by turns, with a response to another prompt; some share a prompt."""
+    halves = [(pair, response) for pair in some_pairs(n) for response in pair.responses][:n]
+    return add_mismatches(
+        [
+            Single(f"s{i}", "", pair.prompt, response, is_good=i % 3 > 0, weight=1.0 + i % 2, is_new=True)
+            for i, (pair, response) in enumerate(halves)
+        ]
+    )
+
+
+def judged(n: int = 8) -> list[Pair]:
+    """some_pairs with soft labels, ties, weights and grades."""
+    labels = [1.0, 0.5, 0.8, 0.65, 1.0, 0.7, 0.5, 0.9]
+    return [
+        replace(pair, label=labels[i % 8], tie_share=(i % 4) / 5, margin=i % 4 * 0.7, weight=1 + i / 4)
+        for i, pair in enumerate(some_pairs(n))
+    ]
+
+
+def examples_for(method: str) -> list[Any]:
+    """Some of what the method learns from."""
+    return judged() if batches.SOURCES[catalog.get(method).source] is batches.PAIRS else some_singles()
+
+
 def shake(model: PeftModel, size: float = 0.1) -> None:
     """Gives a new adapter, whose B is zero, an effect."""
     generator = torch.Generator().manual_seed(1)
@@ -148,20 +177,21 @@ def exact_norms(model: PreTrainedModel) -> PreTrainedModel:
     """Norms that compute in the model's dtype: transformers' own go through fp32 even in a float64 model."""
     for module in list(model.modules()):
         for name, norm in list(module.named_children()):
-            if isinstance(norm, LlamaRMSNorm):
-                ours = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=norm.weight.dtype)
+            if hasattr(norm, "variance_epsilon"):
+                ours: Any = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=norm.weight.dtype)
+                ours.variance_epsilon = norm.variance_epsilon
                 setattr(module, name, ours.requires_grad_(False))
     return model
 
 
-def flat_reference(items: list[Any], value: float = -20.0) -> Scores:
+def flat_reference(items: Sequence[Example], value: float = -20.0) -> Scores:
     """A reference for tests that need one and do not care which."""
-    found: list[Item] = items
+    found: list[Item] = [*items, *(other for item in items for other in item.others)]
     return {(item.prompt, response): value for item in found for response in item.responses}
 
 
 def make_learner(
-    base: policy.Base, pairs: list[Pair], *, method: str = "dpo", reference: Scores | None = None, **params: Any
+    base: policy.Base, pairs: Sequence[Example], *, method: str = "dpo", reference: Scores | None = None, **params: Any
 ) -> tuple[Learner, PeftModel]:
     parsed = catalog.parse(method, {"lora_rank": 4, "learning_rate": 0.003} | params)
     model = policy.add_adapter(base, parsed)
@@ -174,5 +204,7 @@ def make_learner(
         params=parsed,
         reference=reference or flat_reference(pairs),
         budget=512,
+        source=batches.SOURCES[catalog.get(method).source],
+        anchor=parsed.anchor,
     )
     return learner, model
