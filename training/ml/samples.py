@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.ml.data import end_of_turn
 from training.ml.rows import Tokens
@@ -71,8 +71,21 @@ def _batch(model: PreTrainedModel, prompts: Sequence[Tokens], config: Generation
     fill = config.pad_token_id
     ids = torch.tensor([[fill] * (longest - len(p)) + list(p) for p in prompts], device=model.device)  # (B, P)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (B, P)
-    filled = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # (B, P + N)
-    return filled[:, longest:].tolist()
+    read = _read(model, ids[:, :-1], mask[:, :-1]) if longest > 1 else None
+    filled = model.generate(input_ids=ids, attention_mask=mask, past_key_values=read, generation_config=config)
+    return filled[:, longest:].tolist()  # of (B, P + N)
+
+
+def _read(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
+    """Keys and values of all but the prompts' last tokens, (B, P − 1).
+
+    Given whole prompts, `generate` takes the last position's hidden states as a strided view, for which torch copies the
+    head's weights once for each prompt: 57 MB and 0.1 s each with the 135M model.
+    """
+    cache = DynamicCache(config=model.config)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, P − 1)
+    model.get_decoder()(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+    return cache
 
 
 def _until(end: int, response: list[int]) -> list[int]:
