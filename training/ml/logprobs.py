@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from training.ml.decoder import hidden_states
 from training.ml.rows import Pack
+from training.ml.trunk import Trunk
 
 CHUNK = 128  # positions whose logits exist at one time: 128 x 49k x 4 bytes = 25 MB
 
@@ -49,16 +50,18 @@ class TokenLogps(torch.autograd.Function):
         return (d_logps[:, None] * slopes).to(slopes.dtype), None, None
 
 
-def token_logps(model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
+def token_logps(
+    model: PreTrainedModel, pack: Pack, dtype: torch.dtype | None = None, trunk: Trunk | None = None
+) -> torch.Tensor:
     """(N,) the log-probability of each of `pack.targets`; computed in `dtype`, the model's own if None."""
-    hidden = hidden_states(model, pack, dtype)  # (T, W)
+    hidden = hidden_states(model, pack, dtype, trunk)  # (T, W)
     weight = model.get_output_embeddings().weight.to(hidden.dtype)
     n_fill = -len(pack.targets) % (CHUNK // 2)
     predicting = hidden[pad(pack.predictors, (0, n_fill))]  # (N, W)
     return TokenLogps.apply(predicting, weight, pad(pack.targets, (0, n_fill)))[: len(pack.targets)]
 
 
-def response_logps(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
+def response_logps(model: PreTrainedModel, pack: Pack, trunk: Trunk | None = None) -> torch.Tensor:
     """(R,) sums of the log-probabilities of each response's tokens, in the order of `pack.order`."""
-    logps = token_logps(model, pack)
+    logps = token_logps(model, pack, trunk=trunk)
     return torch.zeros(pack.n_responses, dtype=logps.dtype, device=logps.device).index_add(0, pack.owners, logps)

@@ -50,9 +50,9 @@ class Linear(lora.Linear):
         """x (…, I) -> (…, O), computed in x's dtype: a wider one than the base's is for measuring, and slow."""
         base = cast(torch.nn.Linear, self.get_base_layer())
         weight, bias = base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype)
-        if self.disable_adapters:
-            return torch.nn.functional.linear(x, weight, bias)
         (name,) = self.active_adapters
+        if self.disable_adapters or name not in self.lora_A:  # another adapter changes this layer, this one does not
+            return torch.nn.functional.linear(x, weight, bias)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         y = LoraProduct.apply(x.flatten(0, -2), weight, bias, a, b, self.scaling[name])
         return y.unflatten(0, x.shape[:-1])
