@@ -1,12 +1,13 @@
 """The menu: every method with its parameters, in one place. No torch, no Django.
 
 A method is a batch source and a loss (later also an update transform, a parameter filter or a decoding rule). To add
-one: a frozen dataclass here, one line in METHODS, one pure function of the same name in `training.ml.losses`. The form,
-the validation, the API, the trainer and the parametrised tests all read this file.
+one: one line in METHODS and one pure function of the same name in `training.ml.losses`, and a frozen dataclass where no
+method has the same parameters. The form, the validation, the API, the trainer, docs/methods.md and the parametrised
+tests all read this file.
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 
@@ -14,9 +15,24 @@ class ParameterError(ValueError):
     """A method or parameter that the catalog does not know or allow; the message says what is allowed."""
 
 
-def param(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field with bounds (both inclusive) and a sentence for the form."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+AUTO = -1.0  # a value that is measured instead of given
+
+
+def param(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple = (),
+    measured: str = "",
+) -> Any:
+    """A dataclass field with bounds (both inclusive) and a sentence for the form.
+
+    `measured`: the figure of the snapshot's card that AUTO stands for.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "measured": measured}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -39,13 +55,27 @@ class Common:
     )
     weight_decay: float = param(0.0, "AdamW's weight decay", low=0, high=1)
     max_grad_norm: float = param(1.0, "gradients are clipped to this norm", low=1e-3, high=1e3)
-    batch_pairs: int = param(8, "pairs per optimizer step", low=1, high=4096)
+    batch_pairs: int = param(8, "pairs, or single responses, per optimizer step", low=1, high=4096)
     max_tokens: int = param(
         1024, "longest prompt with one response, in tokens; longer ones are cut and counted", low=32, high=32768
     )
     lora_rank: int = param(16, "rank of the adapter", low=1, high=256)
     lora_alpha: float = param(32.0, "scale of the adapter", low=0.1, high=1024)
     rslora: bool = param(True, "rank-stabilised scale, alpha/sqrt(rank) (Kalajdzievski 2023)")
+    layers: str = param(
+        "all",
+        "layers that learn: with fewer, what lies below is computed once for the whole run, several times as fast",
+        choices=("all", "top_half", "top_third"),
+    )
+    target_modules: str = param(
+        "all-linear", "what the adapter changes in these layers", choices=("all-linear", "attention", "mlp")
+    )
+    anchor: float = param(
+        0.0,
+        "weight of the per-token NLL of preferred responses on top of any loss, so that they stay likely",
+        low=0,
+        high=10,
+    )
     replay: float = param(1.0, "continuing the incumbent: old pairs per new pair", low=0, high=100)
     monitor: str = param(
         "act",
@@ -55,44 +85,213 @@ class Common:
     seed: int = param(0, "seed of order and initialisation", low=0, high=2**31 - 1)
 
 
+def _beta(default: float = 0.1, help: str = "strength of the tie to the reference") -> Any:
+    return param(default, help, low=1e-3, high=20)
+
+
 @dataclass(frozen=True)
 class DPO(Common):
-    """Rafailov et al. 2023, arXiv 2305.18290, eq. 7; with label_smoothing, cDPO (Mitchell 2023)."""
+    """Rafailov et al. 2023, arXiv 2305.18290, eq. 7; with margin_scale, ODPO (Amini et al. 2024, arXiv 2402.10571)."""
 
-    beta: float = param(0.1, "strength of the tie to the reference", low=1e-3, high=10)
-    label_smoothing: float = param(0.0, "assumed share of flipped judgments", low=0, high=0.49)
+    beta: float = _beta()
+    margin_scale: float = param(
+        0.0, "reward gap that each step of the grade asks for, as in ODPO; 0 ignores grades", low=0, high=10
+    )
+
+
+@dataclass(frozen=True)
+class FlippedDPO(DPO):
+    """cDPO (Mitchell 2023) and robust DPO (Chowdhury et al. 2024, arXiv 2403.00409, section 3)."""
+
+    flip_rate: float = param(
+        0.1,
+        "share of judgments taken to be the wrong way round; -1 takes it from gold checks and repeats",
+        low=AUTO,
+        high=0.4,
+        measured="flip_rate",
+    )
+
+    def __post_init__(self) -> None:
+        if self.flip_rate != AUTO and self.flip_rate < 0:
+            raise ParameterError(f"flip_rate must be between 0 and 0.4, or {AUTO:g}, not {self.flip_rate!r}.")
 
 
 @dataclass(frozen=True)
 class IPO(Common):
     """Azar et al. 2023, arXiv 2310.12036, eq. 17: a squared loss that does not saturate."""
 
-    beta: float = param(0.1, "regularisation tau", low=1e-3, high=10)
+    beta: float = _beta(help="regularisation, the paper's tau: the gap aimed at is 1/(2 beta)")
+    per_token: bool = param(False, "log-ratios per token instead of per response, as TRL has it")
 
 
 @dataclass(frozen=True)
-class RPO(Common):
+class RPO(DPO):
     """DPO plus a share of the chosen response's NLL (Pang et al. 2024, arXiv 2404.19733, eq. 1)."""
 
-    beta: float = param(0.1, "strength of the tie to the reference", low=1e-3, high=10)
     nll_weight: float = param(0.2, "weight of the per-token NLL of the chosen response", low=0, high=10)
+
+
+@dataclass(frozen=True)
+class NormalisedDPO(Common):
+    """Lambert et al. 2024 (Tülu 3), arXiv 2411.15124, section 5: DPO with log-ratios per token."""
+
+    beta: float = _beta(5.0, "strength of the tie to the reference, per token")
+
+
+@dataclass(frozen=True)
+class TieDPO(Common):
+    """Chen et al. 2024, arXiv 2409.17431, section 3: DPO under a model of ties by Rao and Kupper (1967)."""
+
+    beta: float = _beta()
+    nu: float = param(
+        3.0, "how common ties are: equal responses tie with probability (nu-1)/(nu+1)", low=1.01, high=100
+    )
+
+
+@dataclass(frozen=True)
+class DavidsonDPO(Common):
+    """Chen et al. 2024, arXiv 2409.17431, section 3: DPO under a model of ties by Davidson (1970)."""
+
+    beta: float = _beta()
+    nu: float = param(1.0, "how common ties are: equal responses tie with probability nu/(1+nu)", low=0.01, high=100)
+
+
+@dataclass(frozen=True)
+class SimPO(Common):
+    """Meng et al. 2024, arXiv 2405.14734, eq. 6: mean log-probabilities, no reference."""
+
+    beta: float = _beta(2.0, "scale of the mean log-probability")
+    gamma: float = param(1.0, "margin that the chosen response must win by", low=0, high=20)
+
+
+@dataclass(frozen=True)
+class ORPO(Common):
+    """Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7: NLL and odds ratio, no reference."""
+
+    odds_weight: float = param(0.1, "weight of the odds ratio beside the NLL, the paper's lambda", low=0, high=10)
+
+
+@dataclass(frozen=True)
+class Unpaired(Common):
+    """What methods that learn from single responses have."""
+
+    beta: float = _beta()
+    good_weight: float = param(1.0, "weight of good responses", low=0, high=100)
+    bad_weight: float = param(1.0, "weight of bad responses", low=0, high=100)
+    is_balanced: bool = param(True, "weighs good and bad responses so that each side counts the same")
+    splits_pairs: bool = param(True, "learns from pairs too: the chosen response is good, the rejected one bad")
+
+
+@dataclass(frozen=True)
+class KTO(Unpaired):
+    """Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7: prospect theory on single responses."""
+
+
+@dataclass(frozen=True)
+class APOZero(Unpaired):
+    """D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7: good responses up, bad ones down, each for itself."""
+
+
+@dataclass(frozen=True)
+class SFT(Common):
+    """Supervised fine-tuning: the per-token NLL of what people wrote (Ouyang et al. 2022, arXiv 2203.02155, sec. 3.5)."""
+
+
+@dataclass(frozen=True)
+class RewardModel(Common):
+    """Bradley and Terry with ties (Rao & Kupper 1967, eq. 2.1), margins and rewards around 0 (arXiv 2312.09244)."""
+
+    start: str = param("base", "begin from the base on all judgments", choices=("base",))
+    ties: str = param(
+        "learned",
+        "what a tie says: closer than a threshold that is learned, or than tie_theta; or half a vote for each side",
+        choices=("learned", "given", "half"),
+    )
+    tie_theta: float = param(1.5, "odds at which people see a difference, where ties are given", low=1.001, high=100)
+    margin_scale: float = param(0.0, "by how much rewards should differ per step of the grade", low=0, high=10)
+    centre: float = param(0.01, "weight of what keeps rewards around 0", low=0, high=10)
 
 
 @dataclass(frozen=True)
 class Method:
     name: str
     label: str
-    source: str  # what it learns from: a name of training.ml.batches.SOURCES
+    source: str  # what it learns from: a key of SOURCES
     params: type[Common]
+    use: str  # when to choose it, for the form and the docs
     output: str = "adapter"  # what a run leaves behind: "adapter" or "reward_model"
+    wants_kl: bool = False  # its loss needs the KL on responses to other prompts
 
+
+# What a method learns from -> what people call it.
+SOURCES: dict[str, str] = {
+    "pairs": "pairs with a preferred response",
+    "pairs_with_ties": "pairs, ties among them",
+    "unpaired": "single responses that people found good or bad",
+    "edits": "responses that people wrote or improved",
+}
 
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("dpo", "DPO (sigmoid)", "pairs", DPO),
-        Method("ipo", "IPO", "pairs", IPO),
-        Method("rpo", "DPO with NLL mix (RPO)", "pairs", RPO),
+        Method("dpo", "DPO (sigmoid)", "pairs", DPO, "The default. Soft labels, weights and grades count."),
+        Method("cdpo", "Conservative DPO", "pairs", FlippedDPO, "Some judgments are wrong: never grows too sure."),
+        Method("robust", "Robust DPO", "pairs", FlippedDPO, "Many judgments are wrong: unbiased under random flips."),
+        Method("ipo", "IPO", "pairs", IPO, "Few or very clear judgments: stops at a fixed gap, does not over-fit."),
+        Method("hinge", "Hinge (SLiC)", "pairs", DPO, "Stops learning from a pair once it is clearly right."),
+        Method("rpo", "DPO with NLL mix (RPO)", "pairs", RPO, "Keeps the chosen response likely while the gap grows."),
+        Method(
+            "dpo_norm", "Length-normalised DPO", "pairs", NormalisedDPO, "Responses differ in length; favours neither."
+        ),
+        Method("simpo", "SimPO", "pairs", SimPO, "No tie to the base: learns fast, drifts fast; short runs."),
+        Method("orpo", "ORPO", "pairs", ORPO, "Style and format from the chosen responses and the preference at once."),
+        Method(
+            "rao_kupper", "Tie-aware DPO (Rao-Kupper)", "pairs_with_ties", TieDPO, "Many ties: learns from them too."
+        ),
+        Method(
+            "davidson", "Tie-aware DPO (Davidson)", "pairs_with_ties", DavidsonDPO, "Many ties; softer on far gaps."
+        ),
+        Method("kto", "KTO", "unpaired", KTO, "Thumbs up and down, with or without pairs.", wants_kl=True),
+        Method("apo_zero", "APO-zero", "unpaired", APOZero, "Thumbs; good responses are better than the model's own."),
+        Method("sft", "SFT on edits", "edits", SFT, "People wrote or improved responses: imitate them."),
+        Method(
+            "reward_model",
+            "Reward model",
+            "pairs_with_ties",
+            RewardModel,
+            "Scores responses: for ranking, choosing what to label, best-of-n and the gate; never answers in chat.",
+            output="reward_model",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Named parameters that the start form offers; only what every method has."""
+
+    name: str
+    label: str
+    help: str
+    params: dict[str, Any]
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("balanced", "Balanced", "the defaults", {}),
+        Preset(
+            "careful",
+            "Careful",
+            "half the rate, and the preferred responses are kept likely",
+            {"learning_rate": 5e-5, "anchor": 0.2},
+        ),
+        Preset(
+            "thorough",
+            "Thorough",
+            "three passes with a larger adapter; hundreds of pairs",
+            {"epochs": 3.0, "lora_rank": 32},
+        ),
     )
 }
 
@@ -114,6 +313,23 @@ def parse(method: str, params: dict[str, Any]) -> Common:
     hints = get_type_hints(cls)
     values = {name: _check(method, known[name], hints[name], value) for name, value in params.items()}
     return cls(**values)
+
+
+def measure(params: Common, card: dict[str, Any]) -> Common:
+    """The parameters with every AUTO replaced by the snapshot card's figure, within the parameter's bounds.
+
+    Raises ParameterError when the card does not know it: a guess would pass for a measurement.
+    """
+    found = {}
+    for f in fields(params):
+        if f.metadata["measured"] and getattr(params, f.name) == AUTO:
+            value = card.get(f.metadata["measured"])
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ParameterError(
+                    f"{f.name} cannot be measured yet: nobody answered gold checks or repeats. Give it a number."
+                )
+            found[f.name] = min(max(float(value), 0.0), f.metadata["high"])
+    return replace(params, **found)
 
 
 def _check(method: str, f: Any, kind: type, value: Any) -> Any:

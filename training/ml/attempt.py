@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from training import catalog
 from training.ml import checkpoint, data, policy
-from training.ml.data import Order, Pairs
+from training.ml.data import Examples, Order
 from training.ml.errors import TrainingError
 from training.ml.jobs import Job
 from training.ml.loop import Learner, train
@@ -40,7 +40,7 @@ class Attempt:
         self.model = self.start()
         self.end_stage("start")
         self.watch.phase("Reading the judgments")
-        self.pairs = data.read(self.job.snapshot, self.base.tokenizer, self.params.max_tokens)
+        self.pairs = self.read()
         self.order = self.choose_order()
         self.end_stage("tokenize")
         self.watch.phase("Scoring with the reference")
@@ -69,12 +69,18 @@ class Attempt:
         """Evaluate, write; result.json is last: what it stands beside is complete."""
         raise NotImplementedError
 
+    def read(self) -> Examples:
+        source = catalog.get(self.job.method).source
+        return data.read(self.job.snapshot, self.base.tokenizer, self.params.max_tokens, source, self.params)
+
     def choose_order(self) -> Order:
+        method = catalog.get(self.job.method)
         chosen = data.choose(
             self.pairs.train, is_continuing=self.job.is_continuing, replay=self.params.replay, seed=self.params.seed
         )
         if not chosen:
-            raise TrainingError(_why_nothing(self.pairs), "no_pairs")
+            raise TrainingError(_why_nothing(self.pairs, catalog.SOURCES[method.source]), "no_pairs")
+        chosen = data.prepare(chosen, method, self.params)
         return Order(chosen, epochs=self.params.epochs, batch_pairs=self.params.batch_pairs, seed=self.params.seed)
 
     def make_learner(self, reference: Scores) -> Learner:
@@ -116,11 +122,11 @@ class Attempt:
         self.watch.check()
 
 
-def _why_nothing(pairs: Pairs) -> str:
-    if pairs.train:
+def _why_nothing(found: Examples, what: str) -> str:
+    if found.train:
         return "No judgment is new since the current version was trained; collect more or start from the base."
-    if pairs.skipped.get("train_ties"):
-        return "All training pairs are ties; collect judgments that prefer one response."
-    if pairs.skipped.get("train_identical"):
+    if found.skipped.get("train_ties"):
+        return "All training pairs are ties; collect judgments that prefer one response, or choose a tie-aware method."
+    if found.skipped.get("train_identical"):
         return "In all training pairs both responses read the same after cutting; raise max_tokens."
-    return "There are no training pairs; collect more judgments."
+    return f"There is nothing to train on: this method learns from {what}; collect some or choose another method."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.ml.data import TIE, Example, Pair, Single
+from training.ml.data import Example, Pair, Single
 from training.ml.losses import Logps, PairLogps, ResponseLogps
 from training.ml.rows import Pack
 from training.ml.scores import Scores
@@ -62,7 +62,7 @@ def gather_responses(
 
 def describe_pairs(logps: PairLogps, pairs: Sequence[Pair], beta: float) -> Columns:
     """Accuracy and margin are those of pairs that people decided: a tie has no right side."""
-    decided = [i for i, pair in enumerate(pairs) if pair.label != TIE]
+    decided = [i for i, pair in enumerate(pairs) if not pair.is_tie]
     gap = logps.logratio_gap[decided]
     return {
         "accuracy": (gap > 0).to(gap.dtype) + 0.5 * (gap == 0),  # undecided: half right

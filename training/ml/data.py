@@ -1,33 +1,22 @@
-"""A snapshot's lines become pairs of token ids: read, checked, tokenised once, cut to length, chosen for this run."""
+"""A snapshot's lines become examples in token ids: tokenised once, cut to length, chosen and ordered for this run."""
 
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from training import catalog
+from training.ml import lines
 from training.ml.errors import TrainingError
+from training.ml.lines import TIE, PairLine, SingleLine
 from training.ml.rows import Tokens
 
-TIE = 0.5
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a snapshot, as `docs/architecture.md` has it."""
-
-    pair: str
-    prompt_sha256: str
-    messages: list[dict[str, str]]
-    chosen: str
-    rejected: str
-    label: float
-    weight: float
-    is_new: bool
+MAX_BALANCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +39,11 @@ class Pair:
     @property
     def responses(self) -> tuple[Tokens, ...]:
         return self.chosen, self.rejected
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether people lean to neither side: it has no right one."""
+        return self.label == TIE
 
     @property
     def others(self) -> tuple["Single", ...]:
@@ -83,66 +77,119 @@ Example = Pair | Single
 
 
 @dataclass(frozen=True)
-class Pairs:
-    train: list[Pair]
-    heldout: list[Pair]
+class Examples:
+    train: list[Example]
+    heldout: list[Pair]  # decided ones, whatever is trained on
+    heldout_ties: list[Pair] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> how many were left out or cut
 
 
-def read(snapshot: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Pairs:
-    """The snapshot's pairs. Raises TrainingError naming the file and line that cannot be used."""
-    skipped: Counter[str] = Counter()
-    tokenise = Tokenise(tokenizer, max_tokens, skipped)
-    parts = []
-    for name in ("train", "heldout"):
-        lines = list(read_lines(snapshot / f"{name}.jsonl"))
-        decided = [line for line in lines if line.label != TIE]
-        skipped[f"{name}_ties"] += len(lines) - len(decided)
-        pairs = tokenise(decided)
-        parts.append([pair for pair in pairs if pair.chosen != pair.rejected])
-        skipped[f"{name}_identical"] += len(pairs) - len(parts[-1])
-    return Pairs(parts[0], parts[1], {reason: n for reason, n in skipped.items() if n})
+class Reader:
+    """A snapshot's files as examples, counting what is left out."""
+
+    def __init__(self, snapshot: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self.snapshot = snapshot
+        self.skipped: Counter[str] = Counter()
+        self.tokenise = Tokenise(tokenizer, max_tokens, self.skipped)
+
+    def pairs(self, name: str) -> list[Pair]:
+        """All pairs of a file, ties among them; two responses that read the same teach nothing."""
+        found = self.tokenise.pairs(lines.pairs(self.snapshot / f"{name}.jsonl"))
+        different = [pair for pair in found if pair.chosen != pair.rejected]
+        self.skipped[f"{name}_identical"] += len(found) - len(different)
+        return different
+
+    def decided(self, name: str) -> list[Pair]:
+        found = self.pairs(name)
+        decided = [pair for pair in found if not pair.is_tie]
+        self.skipped[f"{name}_ties"] += len(found) - len(decided)
+        return decided
+
+    def singles(self, name: str) -> list[Single]:
+        return self.tokenise.singles(lines.singles(self.snapshot / f"{name}.jsonl"))
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(
-            f"{path.name} of the snapshot cannot be read ({error}); start a new run.", "snapshot"
-        ) from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield _parse(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
-                reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-                where = f"Line {number} of {path.name} in the snapshot is damaged ({reason})"
-                raise TrainingError(f"{where}; start a new run, which makes a new snapshot.", "snapshot") from None
+def _thumbs(reader: Reader, params: Any) -> list[Example]:
+    halves = [half for pair in reader.decided("train") for half in split(pair)] if params.splits_pairs else []
+    return [*reader.singles("unpaired"), *halves]
 
 
-def _parse(line: Any) -> Line:
-    if not isinstance(line, dict):
-        raise TypeError("not a JSON object")
-    messages = line["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise TypeError("messages is not a list of messages")
-    for text in [part for m in messages for part in (m["role"], m["content"])] + [line["chosen"], line["rejected"]]:
-        if not isinstance(text, str):
-            raise TypeError("a text is not a string")
-    label, weight = float(line["label"]), float(line["weight"])
-    if not 0 <= label <= 1 or not 0 <= weight < float("inf"):
-        raise ValueError("label must be between 0 and 1, weight finite and not negative")
-    return Line(
-        pair=str(line["pair"]),
-        prompt_sha256=str(line["prompt_sha256"]),
-        messages=messages,
-        chosen=line["chosen"],
-        rejected=line["rejected"],
-        label=label,
-        weight=weight,
-        is_new=bool(line.get("is_new", True)),
-    )
+# What a method learns from (catalog.SOURCES) -> its training examples.
+TRAIN: dict[str, Callable[[Reader, Any], Sequence[Example]]] = {
+    "pairs": lambda reader, params: reader.decided("train"),
+    "pairs_with_ties": lambda reader, params: reader.pairs("train"),
+    "unpaired": _thumbs,
+    "edits": lambda reader, params: reader.singles("edits"),
+}
+
+
+def read(
+    snapshot: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, source: str = "pairs", params: Any = None
+) -> Examples:
+    """What a method with this source and these parameters learns from, and the pairs that are held out.
+
+    Raises TrainingError naming the file and line that cannot be used.
+    """
+    reader = Reader(snapshot, tokenizer, max_tokens)
+    train = list(TRAIN[source](reader, params))
+    heldout = reader.pairs("heldout")
+    ties = [pair for pair in heldout if pair.is_tie]
+    reader.skipped["heldout_ties"] += len(ties)
+    decided = [pair for pair in heldout if not pair.is_tie]
+    return Examples(train, decided, ties, {reason: n for reason, n in reader.skipped.items() if n})
+
+
+def split(pair: Pair) -> list[Single]:
+    """A decided pair as a good and a bad response, the weight of both that of its votes' majority.
+
+    A vote for the other side would make the good half bad and the bad one good; of losses like KTO's and APO-zero's,
+    where good and bad add up to a constant, it takes away as much gradient as one vote gives. So 2p − 1 is exact.
+    """
+    weight = pair.weight * (2 * pair.label - 1)
+    sides = ((pair.chosen, True), (pair.rejected, False))
+    return [
+        Single(f"{pair.id} {response}", pair.prompt_sha256, pair.prompt, tokens, is_good, weight, pair.is_new)
+        for response, (tokens, is_good) in zip(("chosen", "rejected"), sides, strict=True)
+    ]
+
+
+def prepare(examples: list[Example], method: catalog.Method, params: catalog.Common) -> list[Any]:
+    """The examples with what the method wants of them beside their responses."""
+    if getattr(params, "is_balanced", False):
+        examples = balance(examples)  # type: ignore[assignment,arg-type]
+    return add_mismatches(examples) if method.wants_kl else examples  # type: ignore[arg-type]
+
+
+def balance(singles: Sequence[Single]) -> list[Single]:
+    """The examples with weights such that good and bad ones weigh the same together, and all as much as before.
+
+    Ethayarajh et al. 2024, arXiv 2402.01306, section 4.2: the sides' weights times counts should be about equal. No
+    example counts more than MAX_BALANCE times one of the other side: a single thumb down is no half of the truth.
+    """
+    sums = {is_good: sum(single.weight for single in singles if single.is_good == is_good) for is_good in (True, False)}
+    total, more = sum(sums.values()), max(sums.values())
+    if not min(sums.values()):
+        return list(singles)
+    factors = {is_good: min(more / sums[is_good], MAX_BALANCE) for is_good in sums}
+    scale = total / sum(sums[is_good] * factors[is_good] for is_good in sums)
+    return [replace(single, weight=single.weight * factors[single.is_good] * scale) for single in singles]
+
+
+def add_mismatches(singles: Sequence[Single]) -> list[Single]:
+    """Gives each example the response of the next one that answers another prompt, cyclically.
+
+    The policy's log-ratio on such pairs estimates its KL from the reference: Ethayarajh et al. 2024, section 4.1, and
+    TRL rotate the responses of a batch; here of all, so that the reference scores them once and for every epoch.
+    """
+    n = len(singles)
+    found = list(singles)
+    other: Tokens | None = None
+    for i in range(2 * n - 1, -1, -1):  # twice around, so that the last ones find the first
+        here, after = singles[i % n], singles[(i + 1) % n]
+        if after.prompt != here.prompt:
+            other = after.response
+        found[i % n] = replace(here, mismatch=other)
+    return found
 
 
 class Tokenise:
@@ -154,15 +201,41 @@ class Tokenise:
         self.skipped = skipped
         self.end_of_turn = end_of_turn(tokenizer)
 
-    def __call__(self, lines: list[Line]) -> list[Pair]:
+    def pairs(self, lines: list[PairLine]) -> list[Pair]:
+        return [
+            Pair(
+                id=line.id,
+                prompt_sha256=line.prompt_sha256,
+                prompt=prompt,
+                chosen=chosen,
+                rejected=rejected,
+                label=line.label,
+                weight=line.weight,
+                is_new=line.is_new,
+                n_chars_chosen=len(line.chosen),
+                n_chars_rejected=len(line.rejected),
+                margin=line.margin,
+                tie_share=line.tie_share,
+            )
+            for line, (prompt, (chosen, rejected)) in zip(lines, self._sequences(lines), strict=True)
+        ]
+
+    def singles(self, lines: list[SingleLine]) -> list[Single]:
+        return [
+            Single(line.id, line.prompt_sha256, prompt, response, line.is_good, line.weight, line.is_new)
+            for line, (prompt, (response,)) in zip(lines, self._sequences(lines), strict=True)
+        ]
+
+    def _sequences(self, lines: Sequence[PairLine | SingleLine]) -> list[tuple[Tokens, list[Tokens]]]:
+        """Per line its prompt and its responses, cut; every text is tokenised once."""
         if not lines:
             return []
         rendered = {json.dumps(line.messages): line.messages for line in lines}
         prompts = dict(zip(rendered, self._encode([self._render(m) for m in rendered.values()], False), strict=True))
-        texts = list(dict.fromkeys(text for line in lines for text in (line.chosen, line.rejected)))
+        texts = list(dict.fromkeys(text for line in lines for text in line.texts))
         responses = dict(zip(texts, self._encode(texts, True), strict=True))
         return [
-            self._pair(line, prompts[json.dumps(line.messages)], responses[line.chosen], responses[line.rejected])
+            self._cut(prompts[json.dumps(line.messages)], [[*responses[text], self.end_of_turn] for text in line.texts])
             for line in lines
         ]
 
@@ -177,25 +250,14 @@ class Tokenise:
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=is_plain)
         return encoded["input_ids"]
 
-    def _pair(self, line: Line, prompt: list[int], chosen: list[int], rejected: list[int]) -> Pair:
-        chosen, rejected = [*chosen, self.end_of_turn], [*rejected, self.end_of_turn]
-        room = self.max_tokens - min(max(len(chosen), len(rejected)), self.max_tokens // 2)
-        cut = prompt[-room:]  # the end of a conversation says more about the answer than its beginning
+    def _cut(self, prompt: list[int], responses: list[list[int]]) -> tuple[Tokens, list[Tokens]]:
+        """At least half of the room is the prompt's: its end, which says more about the answer than its beginning."""
+        room = self.max_tokens - min(max(map(len, responses)), self.max_tokens // 2)
+        cut = prompt[-room:]
         room = self.max_tokens - len(cut)
         self.skipped["prompts_cut"] += len(cut) < len(prompt)
-        self.skipped["responses_cut"] += (len(chosen) > room) + (len(rejected) > room)
-        return Pair(
-            id=line.pair,
-            prompt_sha256=line.prompt_sha256,
-            prompt=tuple(cut),
-            chosen=tuple(chosen[:room]),
-            rejected=tuple(rejected[:room]),
-            label=line.label,
-            weight=line.weight,
-            is_new=line.is_new,
-            n_chars_chosen=len(line.chosen),
-            n_chars_rejected=len(line.rejected),
-        )
+        self.skipped["responses_cut"] += sum(len(response) > room for response in responses)
+        return tuple(cut), [tuple(response[:room]) for response in responses]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -211,33 +273,33 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
-def choose(pairs: list[Pair], *, is_continuing: bool, replay: float, seed: int) -> list[Pair]:
-    """The pairs to train on: all of them, or, continuing the incumbent, the new ones and `replay` old ones for each."""
+def choose(examples: list[Example], *, is_continuing: bool, replay: float, seed: int) -> list[Example]:
+    """What to train on: all of it, or, continuing the incumbent, what is new and `replay` old examples for each."""
     if not is_continuing:
-        return pairs
-    new = [pair for pair in pairs if pair.is_new]
-    old = [pair for pair in pairs if not pair.is_new]
+        return examples
+    new = [example for example in examples if example.is_new]
+    old = [example for example in examples if not example.is_new]
     n_old = min(len(old), round(replay * len(new)))
     return new + random.Random(f"replay {seed}").sample(old, n_old)  # noqa: S311
 
 
 class Order:
-    """Which pairs each optimizer step sees: seeded epochs, a prompt's pairs side by side so that they share its row."""
+    """Which examples each optimizer step sees: seeded epochs, a prompt's side by side so that they share its row."""
 
-    def __init__(self, pairs: list[Pair], *, epochs: float, batch_pairs: int, seed: int) -> None:
-        self.pairs, self.batch_pairs, self.seed = pairs, batch_pairs, seed
+    def __init__(self, pairs: Sequence[Example], *, epochs: float, batch_pairs: int, seed: int) -> None:
+        self.pairs, self.batch_pairs, self.seed = list(pairs), batch_pairs, seed
         self.n_visits = max(1, round(epochs * len(pairs)))
         self.n_steps = -(-self.n_visits // batch_pairs)
-        self._epochs: dict[int, list[Pair]] = {}
+        self._epochs: dict[int, list[Example]] = {}
 
-    def step(self, step: int) -> list[Pair]:
-        """The pairs of step 1 … n_steps: a function of the step alone, so a resumed run needs no other position."""
+    def step(self, step: int) -> list[Example]:
+        """The examples of step 1 … n_steps: a function of the step alone, so a resumed run needs no other position."""
         visits = range((step - 1) * self.batch_pairs, min(step * self.batch_pairs, self.n_visits))
         return [self._epoch(visit // len(self.pairs))[visit % len(self.pairs)] for visit in visits]
 
-    def _epoch(self, epoch: int) -> list[Pair]:
+    def _epoch(self, epoch: int) -> list[Example]:
         if epoch not in self._epochs:
-            groups: dict[Tokens, list[Pair]] = {}
+            groups: dict[Tokens, list[Example]] = {}
             for pair in self.pairs:
                 groups.setdefault(pair.prompt, []).append(pair)
             shuffled = list(groups.values())

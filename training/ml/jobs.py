@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training import catalog
+from training.ml import lines
 from training.ml.errors import TrainingError
 
 
@@ -44,7 +45,9 @@ def read(folder: Path) -> Job:
             attempt=config["attempt"],
             token=config["token"],
             method=config["method"],
-            params=catalog.parse(config["method"], config["params"]),
+            params=catalog.measure(
+                catalog.parse(config["method"], config["params"]), lines.card(Path(config["snapshot"]))
+            ),
             model=Path(config["model"]),
             snapshot=Path(config["snapshot"]),
             snapshot_sha256=config["snapshot_sha256"],

@@ -153,13 +153,15 @@ def mismatch_kl(learner: Learner, examples: Sequence[Example], watch: Watch) -> 
     packed, and without gradient, as in the paper.
     """
     others = [other for example in examples for other in example.others]
+    zero = torch.zeros((), device=learner.model.device)
     ratios = []
     for batch in pack(others, learner.budget, device=learner.model.device):
         watch.check()
+        members = [others[i] for i in batch.items]
         with torch.no_grad():
-            scores = learner.forward(batch)  # (R,)
-        ratios.append(scores - scores.new_tensor([learner.reference[sequence] for sequence in batch.order]))
-    return torch.cat(ratios).mean().clamp(min=0) if ratios else torch.zeros((), device=learner.model.device)
+            logps = learner.source.gather(learner.forward(batch), batch, members, learner.reference, zero)
+        ratios.append(logps.logratio)
+    return torch.cat(ratios).mean().clamp(min=0) if ratios else zero
 
 
 def _summarise(seen: list[Columns]) -> dict[str, float | None]:
@@ -167,6 +169,6 @@ def _summarise(seen: list[Columns]) -> dict[str, float | None]:
     columns = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
     values = {name: column.mean() for name, column in columns.items()}
     margins = columns["margin"].float()
-    values["margin_p90"] = margins.quantile(0.9) if len(margins) else margins.sum()
+    values["margin_p90"] = margins.quantile(0.9) if len(margins) else margins.mean()
     numbers = torch.stack([value.double() for value in values.values()]).tolist()  # the step's one wait for the device
     return {name: x if math.isfinite(x) else None for name, x in zip(values, numbers, strict=True)}

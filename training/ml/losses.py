@@ -1,10 +1,13 @@
 """The methods' losses: one pure function per catalog method, of the same name.
 
-Each takes the log-probabilities of a batch of pairs and the method's parameters and returns one loss per pair (B,); the
-loop multiplies by the pairs' weights and averages. `label` is P(chosen > rejected): 1 for a plain judgment, between for
-a soft one.
+Each takes the log-probabilities of a batch of pairs, or of single responses, and the method's parameters, and returns
+one loss per example (B,); the loop multiplies by the examples' weights and averages. `label` is P(chosen > rejected): 1
+for a plain judgment, between for a soft one, whose loss is that of its votes one by one.
+
+In the formulas h is the log-ratio gap, log π/ref(chosen) − log π/ref(rejected), and p the label.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +15,21 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from training.catalog import DPO, IPO, RPO
+from training.catalog import (
+    DPO,
+    IPO,
+    KTO,
+    ORPO,
+    RPO,
+    SFT,
+    APOZero,
+    DavidsonDPO,
+    FlippedDPO,
+    NormalisedDPO,
+    SimPO,
+    TieDPO,
+    Unpaired,
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,22 @@ class PairLogps:
         return self.chosen_logratio - self.rejected_logratio
 
     @property
+    def mean_logratio_gap(self) -> torch.Tensor:
+        """h of log-ratios per token."""
+        return self.chosen_logratio / self.n_chosen - self.rejected_logratio / self.n_rejected
+
+    @property
+    def mean_chosen(self) -> torch.Tensor:
+        return self.policy_chosen / self.n_chosen
+
+    @property
+    def mean_rejected(self) -> torch.Tensor:
+        return self.policy_rejected / self.n_rejected
+
+    @property
     def nll(self) -> torch.Tensor:
-        """(B,) nats per token of what should stay likely: the chosen response."""
-        return -self.policy_chosen / self.n_chosen
+        """(B,) nats per token of what should stay likely: of the chosen response, by the share of votes for it."""
+        return -_mix(self.label, self.mean_chosen, self.mean_rejected)
 
 
 @dataclass(frozen=True)
@@ -73,23 +103,149 @@ Loss = Callable[[Any, Any], torch.Tensor]  # (logps of the method's source, its 
 
 
 def dpo(logps: PairLogps, params: DPO) -> torch.Tensor:
-    """−p log σ(βh) − (1−p) log σ(−βh): Rafailov et al. 2023, arXiv 2305.18290, eq. 7.
+    """−p log σ(g) − (1−p) log σ(−g): Rafailov et al. 2023, arXiv 2305.18290, eq. 7.
 
-    p is the label with a share label_smoothing of judgments assumed flipped (cDPO, Mitchell 2023).
+    g = βh − δm, with δ = margin_scale and m the grade: the offset of ODPO, Amini et al. 2024, arXiv 2402.10571, eq. 8
+    (Llama 2's margin, arXiv 2307.09288, eq. 2, is the same for rewards). As a shift of the gap it leaves the loss a
+    proper likelihood of soft labels.
     """
-    p = logps.label * (1 - params.label_smoothing) + (1 - logps.label) * params.label_smoothing
-    reward_gap = params.beta * logps.logratio_gap
-    return -p * logsigmoid(reward_gap) - (1 - p) * logsigmoid(-reward_gap)
+    return _sigmoid_loss(_reward_gap(logps, params), logps.label)
+
+
+def cdpo(logps: PairLogps, params: FlippedDPO) -> torch.Tensor:
+    """DPO with p(1−ε) + (1−p)ε for p, ε = flip_rate: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3."""
+    p = logps.label * (1 - params.flip_rate) + (1 - logps.label) * params.flip_rate
+    return _sigmoid_loss(_reward_gap(logps, params), p)
+
+
+def robust(logps: PairLogps, params: FlippedDPO) -> torch.Tensor:
+    """((1−ε) ℓ(p) − ε ℓ(1−p)) / (1−2ε), ℓ the loss of DPO: Chowdhury et al. 2024, arXiv 2403.00409, section 3.
+
+    Its mean over judgments of which a share ε = flip_rate are flipped is the loss of the true ones.
+    """
+    gap, flip_rate = _reward_gap(logps, params), params.flip_rate
+    right, flipped = _sigmoid_loss(gap, logps.label), _sigmoid_loss(gap, 1 - logps.label)
+    return ((1 - flip_rate) * right - flip_rate * flipped) / (1 - 2 * flip_rate)
 
 
 def ipo(logps: PairLogps, params: IPO) -> torch.Tensor:
-    """p (h − 1/(2β))² + (1−p) (h + 1/(2β))²: Azar et al. 2023, arXiv 2310.12036, eq. 17, with β for the paper's τ."""
+    """p (h − 1/(2β))² + (1−p) (h + 1/(2β))²: Azar et al. 2023, arXiv 2310.12036, eq. 17, with β for the paper's τ.
+
+    per_token: log-ratios divided by the responses' lengths, as TRL has it and says that the authors computed.
+    """
     target = 1 / (2 * params.beta)
-    h = logps.logratio_gap
-    return logps.label * (h - target) ** 2 + (1 - logps.label) * (h + target) ** 2
+    h = logps.mean_logratio_gap if params.per_token else logps.logratio_gap
+    return _mix(logps.label, (h - target) ** 2, (h + target) ** 2)
+
+
+def hinge(logps: PairLogps, params: DPO) -> torch.Tensor:
+    """p max(0, 1 − g) + (1−p) max(0, 1 + g), g as in DPO: Zhao et al. 2023 (SLiC-HF), arXiv 2305.10425, eq. 1.
+
+    On rewards relative to the reference, as Liu et al. 2023 (RSO), arXiv 2309.06657, section 3.2.
+    """
+    gap = _reward_gap(logps, params)
+    return _mix(logps.label, torch.relu(1 - gap), torch.relu(1 + gap))
 
 
 def rpo(logps: PairLogps, params: RPO) -> torch.Tensor:
-    """DPO − α log π(chosen)/|chosen|: Pang et al. 2024, arXiv 2404.19733, eq. 1, with nll_weight for α."""
-    preference = dpo(logps, DPO(beta=params.beta))
-    return preference - params.nll_weight * logps.policy_chosen / logps.n_chosen
+    """DPO − α log π(chosen)/|chosen|: Pang et al. 2024, arXiv 2404.19733, eq. 1, with nll_weight for α.
+
+    A soft label takes its share of either response's NLL, as its votes one by one would.
+    """
+    return dpo(logps, params) + params.nll_weight * logps.nll
+
+
+def dpo_norm(logps: PairLogps, params: NormalisedDPO) -> torch.Tensor:
+    """DPO with log-ratios per token, β (log-ratio(c)/|c| − log-ratio(r)/|r|): Lambert et al. 2024, arXiv 2411.15124."""
+    return _sigmoid_loss(params.beta * logps.mean_logratio_gap, logps.label)
+
+
+def simpo(logps: PairLogps, params: SimPO) -> torch.Tensor:
+    """−log σ(β (log π(c)/|c| − log π(r)/|r|) − γ): Meng et al. 2024, arXiv 2405.14734, eq. 6. No reference."""
+    gap = params.beta * (logps.mean_chosen - logps.mean_rejected)
+    return _mix(logps.label, -logsigmoid(gap - params.gamma), -logsigmoid(-gap - params.gamma))
+
+
+def orpo(logps: PairLogps, params: ORPO) -> torch.Tensor:
+    """NLL(chosen)/|chosen| − λ log σ(log odds(c) − log odds(r)): Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7.
+
+    odds = P/(1−P) with P = π(y)^(1/|y|), λ = odds_weight. No reference. The NLL is that of the response alone; TRL's
+    counts the prompt too.
+    """
+    gap = _log_odds(logps.mean_chosen) - _log_odds(logps.mean_rejected)
+    return logps.nll + params.odds_weight * _sigmoid_loss(gap, logps.label)
+
+
+def rao_kupper(logps: PairLogps, params: TieDPO) -> torch.Tensor:
+    """DPO where pairs can tie, by Rao and Kupper (1967): Chen et al. 2024, arXiv 2409.17431, section 3.
+
+    P(chosen wins) = σ(βh − log ν), P(rejected wins) = σ(−βh − log ν), P(tie) = (ν² − 1) times their product.
+    """
+    gap, shift = params.beta * logps.logratio_gap, math.log(params.nu)
+    win, loss = logsigmoid(gap - shift), logsigmoid(-gap - shift)
+    tie = win + loss + math.log(params.nu**2 - 1)
+    return -sum(share * logp for share, logp in zip(_outcomes(logps), (win, tie, loss), strict=True))
+
+
+def davidson(logps: PairLogps, params: DavidsonDPO) -> torch.Tensor:
+    """DPO where pairs can tie, by Davidson (1970): Chen et al. 2024, arXiv 2409.17431, section 3.
+
+    P(chosen wins) : P(tie) : P(rejected wins) = exp(βh/2) : 2ν : exp(−βh/2).
+    """
+    half = params.beta * logps.logratio_gap / 2
+    logits = torch.stack([half, torch.full_like(half, math.log(2 * params.nu)), -half])  # (3, B)
+    return -(torch.stack(_outcomes(logps)) * logits.log_softmax(0)).sum(0)
+
+
+def kto(logps: ResponseLogps, params: KTO) -> torch.Tensor:
+    """λ (1 − σ(±β (log-ratio − KL))), + for good responses: Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7.
+
+    λ = good_weight or bad_weight. KL is the step's, by responses to other prompts, without gradient.
+    """
+    return _one_sided(params.beta * (logps.logratio - logps.kl), logps.is_good, params)
+
+
+def apo_zero(logps: ResponseLogps, params: APOZero) -> torch.Tensor:
+    """λ (1 − σ(±β log-ratio)), + for good responses: D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7.
+
+    λ = good_weight or bad_weight. On both halves of a pair it is the paper's loss of the pair.
+    """
+    return _one_sided(params.beta * logps.logratio, logps.is_good, params)
+
+
+def sft(logps: ResponseLogps, params: SFT) -> torch.Tensor:
+    """−log π(y)/|y|: Ouyang et al. 2022, arXiv 2203.02155, section 3.5; every response counts the same, long or short."""
+    return logps.nll
+
+
+def _reward_gap(logps: PairLogps, params: DPO) -> torch.Tensor:
+    return params.beta * logps.logratio_gap - params.margin_scale * logps.margin
+
+
+def _mix(p: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    """The mean loss of votes of which a share p are for the chosen response."""
+    return p * right + (1 - p) * wrong
+
+
+def _sigmoid_loss(gap: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    return _mix(p, -logsigmoid(gap), -logsigmoid(-gap))
+
+
+def _log_odds(mean_logp: torch.Tensor) -> torch.Tensor:
+    """log(P/(1−P)) of P = exp(mean_logp), finite where P rounds to 1."""
+    mean_logp = mean_logp.clamp(max=-1e-6)
+    return mean_logp - torch.log(-torch.expm1(mean_logp))
+
+
+def _outcomes(logps: PairLogps) -> list[torch.Tensor]:
+    """Shares of votes that say chosen, tie, rejected, each (B,), from a label in which a tie counts half for each."""
+    tie = logps.tie_share
+    win, loss = (logps.label - tie / 2).clamp(min=0), (1 - logps.label - tie / 2).clamp(min=0)
+    total = win + tie + loss  # 1 unless label and tie_share contradict each other
+    return [win / total, tie / total, loss / total]
+
+
+def _one_sided(reward: torch.Tensor, is_good: torch.Tensor, params: Unpaired) -> torch.Tensor:
+    """Saturating losses of good and bad responses, each with its side's weight."""
+    weight = is_good * params.good_weight + (1 - is_good) * params.bad_weight
+    return weight * torch.sigmoid((1 - 2 * is_good) * reward)

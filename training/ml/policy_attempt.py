@@ -1,6 +1,7 @@
 """An attempt that makes an adapter: a policy, its reference, the evidence for the gate and the probes for the engine."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftModel
@@ -8,9 +9,9 @@ from peft import PeftModel
 from training import catalog
 from training.ml import adapter, batches, evaluate, files, losses, optim, policy, probes, rows, scores
 from training.ml.attempt import BUDGET, Attempt
-from training.ml.data import Pair
 from training.ml.loop import Learner
 from training.ml.progress import TRAIN_COST
+from training.ml.rows import Item
 from training.ml.scores import Memory, Scores
 
 
@@ -24,7 +25,8 @@ class PolicyAttempt(Attempt):
 
     def score_reference(self) -> Scores:
         """Scores of all pairs under the base, and the plan of the work that follows."""
-        items = [*self.order.pairs, *self.pairs.heldout]
+        others = [other for example in self.order.pairs for other in example.others]
+        items = [*self.order.pairs, *others, *self.pairs.heldout]
         memory = self.memory("base")
         n_missing = rows.count_tokens(scores.missing(items, memory), BUDGET)
         n_train = rows.count_tokens(self.order.pairs, BUDGET) * self.order.n_visits / len(self.order.pairs)
@@ -36,7 +38,7 @@ class PolicyAttempt(Attempt):
     def memory(self, scorer: str) -> Memory:
         return Memory(self.job.cache, f"{self.base.path_key} {scorer}")
 
-    def score(self, pairs: list[Pair], memory: Memory) -> Scores:
+    def score(self, pairs: Sequence[Item], memory: Memory) -> Scores:
         return scores.score(self.base.model, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
 
     def new_learner(self, reference: Scores) -> Learner:
@@ -50,6 +52,7 @@ class PolicyAttempt(Attempt):
             reference=reference,
             budget=BUDGET,
             source=batches.SOURCES[catalog.get(self.job.method).source],
+            anchor=self.params.anchor,
         )
 
     def finish(self, learner: Learner) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.training.ml.cases import exact_norms
 from training.ml import policy
@@ -37,6 +38,14 @@ def base(tiny_model_dir: Path) -> policy.Base:
 @pytest.fixture
 def base32(tiny_model_dir: Path) -> policy.Base:
     return policy.load_base(tiny_model_dir, dtype=torch.float32)
+
+
+@pytest.fixture
+def plain(tiny_model_dir: Path) -> PeftModel:
+    """The same model as `base` and an adapter, with nothing of ours: peft's layers, torch's attention, all logits."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64, attn_implementation="sdpa")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, use_rslora=True, target_modules="all-linear")
+    return get_peft_model(exact_norms(model), config)
 
 
 @pytest.fixture

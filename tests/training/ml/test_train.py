@@ -207,7 +207,7 @@ def fails(attempt: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        ([], "There are no training pairs; collect more judgments."),
+        ([], "There is nothing to train on: this method learns from pairs with a preferred response; collect some"),
         ([line(1, label=0.5)], "All training pairs are ties; collect judgments that prefer one response."),
         ([line(1, chosen="a", rejected="a")], "In all training pairs both responses read the same"),
     ],
