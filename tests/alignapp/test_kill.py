@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.site import Client, Site
+from training import catalog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -79,11 +80,12 @@ def site(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def start_run(client: Client, site: Site) -> None:
-    fields = {"campaign": str(site.rows("SELECT id FROM labeling_campaign WHERE slug = 'kill'")[0][0])}
-    fields |= {"method": "dpo", "start": "base", "epochs": "16", "batch_pairs": "2", "learning_rate": "0.001"}
-    fields |= {"warmup": "0.1", "schedule": "cosine", "weight_decay": "0", "max_grad_norm": "1", "max_tokens": "128"}
-    fields |= {"lora_rank": "4", "lora_alpha": "8", "rslora": "on", "replay": "1", "seed": "0", "beta": "0.1"}
-    client.post("/admin/training/run/add/", data={**fields, "label_smoothing": "0"})
+    params = catalog.to_dict(
+        catalog.DPO(epochs=16.0, batch_pairs=2, learning_rate=0.001, max_tokens=128, lora_rank=4, lora_alpha=8.0)
+    )
+    fields = {name: str(value) for name, value in params.items() if value is not False}  # an unticked box is not sent
+    fields |= {"campaign": str(site.rows("SELECT id FROM labeling_campaign WHERE slug = 'kill'")[0][0])}
+    client.post("/admin/training/run/add/", data={**fields, "method": "dpo"})
 
 
 def test_it_survives_the_death_of_every_process(site: Site) -> None:
