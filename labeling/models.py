@@ -32,6 +32,10 @@ class Campaign(models.Model):
         UNCERTAINTY = "uncertainty", "what the newest model is least certain of"
         D_OPTIMAL = "d_optimal", "D-optimal: what teaches a reward model most"
 
+    class Keeps(models.TextChoices):
+        BEST = "best", "the best by the reward model"
+        UNCERTAIN = "uncertain", "those that the reward model can hardly tell apart"
+
     name = models.CharField(max_length=120)
     slug = models.SlugField(unique=True)
     description = models.TextField(blank=True)
@@ -82,6 +86,13 @@ class Campaign(models.Model):
     )
     # How candidates are sampled from the engine
     n_candidates = models.PositiveSmallIntegerField(default=4, help_text="responses per prompt; 0 = none are sampled")
+    n_samples = models.PositiveSmallIntegerField(
+        default=0,
+        help_text="best of n: so many are sampled, and a reward model keeps n_candidates of them; 0 = all are kept",
+    )
+    keeps = models.CharField(
+        max_length=9, choices=Keeps, default=Keeps.BEST, help_text="which of the n are kept; of random_share, any"
+    )
     max_tokens = models.PositiveIntegerField(default=256)
     temperatures = models.JSONField(
         default=list, blank=True, help_text="one per candidate, repeated when there are fewer"
@@ -181,6 +192,7 @@ class Prompt(models.Model):
             ("none", "none wanted"),
             ("wanted", "wanted"),
             ("claimed", "claimed"),
+            ("sampled", "sampled, to be chosen from"),
             ("done", "done"),
             ("failed", "failed"),
         ],
@@ -229,8 +241,19 @@ class Response(models.Model):
         related_name="edits",
         help_text="for an annotator's edit",
     )
-    reward = models.FloatField(null=True, blank=True, help_text="implicit reward by the newest adapter that scored it")
-    rewarded_by = models.ForeignKey(Adapter, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    reward = models.FloatField(null=True, blank=True, help_text="in logits, by who scored it last")
+    rewarded_by = models.ForeignKey(
+        Adapter,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="implicit, by this version",
+    )
+    reward_model = models.CharField(
+        max_length=64, blank=True, help_text="sha256 of the reward model that scored it, if one did"
+    )
+    is_kept = models.BooleanField(default=True, help_text="false: sampled, but left out by best of n")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -332,6 +355,27 @@ class Lease(models.Model):
         indexes = [models.Index(fields=["comparison", "expires_at"]), models.Index(fields=["annotator", "expires_at"])]
 
 
+class Retraction(models.Model):
+    """A manager's decision that one judgment, or everything that one person said in a campaign, no longer counts, though
+    models may have learned from it. Written only by `labeling.judgments`; its rows are retracting judgments.
+    """
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="retractions")
+    annotator = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", help_text="whose judgments they were"
+    )
+    is_everything = models.BooleanField(default=False, help_text="all that this person had said, not one judgment")
+    reason = models.TextField()
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"retraction {self.pk}"
+
+
 class Judgment(models.Model):
     """What one person said of one comparison. Append-only; in force while nothing supersedes it and it is no retraction.
 
@@ -372,9 +416,17 @@ class Judgment(models.Model):
     supersedes = models.OneToOneField(
         "self", on_delete=models.PROTECT, null=True, blank=True, related_name="superseded_by"
     )
+    retraction = models.ForeignKey(
+        Retraction,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="rows",
+        help_text="of a row that retracts: by which decision; none where its author took it back",
+    )
     created_at = models.DateTimeField()
     frozen_at = models.DateTimeField(
-        null=True, blank=True, help_text="first snapshot that holds it; no undo after that"
+        null=True, blank=True, help_text="first snapshot that holds it; from then on it can only be retracted"
     )
 
     class Meta:

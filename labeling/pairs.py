@@ -42,7 +42,7 @@ def make_comparisons(prompt: Prompt, *, seed: int = 0) -> list[Comparison]:
     least, so that the first two pairs of four candidates show all four. The order is random, and the same for the
     same seed.
     """
-    candidates = list(prompt.responses.filter(source="engine").order_by("id"))
+    candidates = list(prompt.responses.filter(source="engine", is_kept=True).order_by("id"))
     existing = list(prompt.comparisons.filter(source=Comparison.Source.CAMPAIGN).prefetch_related("items"))
     used = Counter(item.response_id for comparison in existing for item in comparison.items.all())
     groups = [

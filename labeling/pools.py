@@ -25,7 +25,7 @@ class Answer:
     prompt: int
     text: str
     reward: float | None
-    rewarded_by: int | None
+    rewarded_by: int | str | None  # a version, or a reward model by its hash
     is_doubtful: bool  # screening warned, or it was cut off
 
 
@@ -117,10 +117,13 @@ def read_choices(campaign: Campaign, n: int, *, only_given_out: bool = False) ->
 
 
 def read_answers(response_ids: Sequence[int]) -> Iterator[Answer]:
-    columns = ("pk", "prompt_id", "text", "reward", "rewarded_by_id", "warnings", "finish_reason")
+    columns = ("pk", "prompt_id", "text", "reward", "rewarded_by_id", "reward_model", "warnings", "finish_reason")
     for chunk in _chunks(response_ids):
-        for pk, prompt, text, reward, by, warnings, end in Response.objects.filter(pk__in=chunk).values_list(*columns):
-            yield Answer(pk, prompt, text[: features.MAX_CHARS], reward, by, bool(warnings) or end == "length")
+        for pk, prompt, text, reward, by, model, warnings, end in Response.objects.filter(pk__in=chunk).values_list(
+            *columns
+        ):
+            is_doubtful = bool(warnings) or end == "length"
+            yield Answer(pk, prompt, text[: features.MAX_CHARS], reward, model or by, is_doubtful)
 
 
 def read_prompts(prompt_ids: Sequence[int]) -> dict[int, str]:

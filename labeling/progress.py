@@ -18,7 +18,7 @@ from labeling.models import Campaign, Judgment, Membership, Purpose
 T = TypeVar("T")
 LATELY_SECONDS = 5
 KEPT_SECONDS = 3600
-WRITING = Q(candidates_state__in=("wanted", "claimed"))
+WRITING = Q(candidates_state__in=("wanted", "claimed", "sampled"))
 # Of one comparison; a dispute that was settled wants less than it got.
 ASKED_FOR = Greatest("n_wanted", "n_judgments", output_field=PositiveIntegerField())
 

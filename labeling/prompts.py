@@ -88,6 +88,6 @@ def want_candidates(prompts: QuerySet[Prompt]) -> int:
 
     Prompts being written now are left alone, and so are those of campaigns that sample none: they would wait forever.
     """
-    idle = prompts.exclude(candidates_state="claimed").filter(campaign__n_candidates__gt=0)
+    idle = prompts.exclude(candidates_state__in=("claimed", "sampled")).filter(campaign__n_candidates__gt=0)
     again = F("candidates_round") + 1  # other seeds than before, also where nothing came of those
     return idle.update(candidates_state="wanted", candidates_attempts=0, candidates_round=again)

@@ -1,15 +1,18 @@
-"""What the newest model itself makes of responses: DPO's implicit reward, measured on the engine.
+"""What models make of responses: a reward model's score where a campaign has one, else the newest policy's implicit reward.
 
-The only writer of `Response.reward` and `rewarded_by`. Chat comes first: one request is in the engine's hands at a time, for
+The only writer of `Response.reward`, `rewarded_by` and `reward_model`. A reward model scores in a process of its own, which
+training supervises: `wanted_from` says what, `store` takes it. The implicit reward is DPO's, measured here on the engine. Chat comes first: one request is in the engine's hands at a time, for
 some seconds a call, and who calls sees to it that candidates and runs come before (training.tasks).
 """
 
 import logging
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from labeling.models import Campaign, Comparison, Prompt, Response
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 NEEDED_BY = (Campaign.Strategy.DIFFERENT, Campaign.Strategy.UNCERTAINTY, Campaign.Strategy.D_OPTIMAL)
 WINDOW = 500  # the next open comparisons of a campaign whose responses are scored; a response takes about a second
 SECONDS_PER_CALL = 15.0
+ROWS_PER_TRANSACTION = 200  # SQLite has one writer at a time
 BETA = 0.1  # where the run that made the adapter had none
 SERVER_ERROR = 500
 
@@ -38,18 +42,20 @@ class Reward:
     n_tokens: int
 
 
-def score(seconds: float = SECONDS_PER_CALL) -> bool:
+def score(seconds: float = SECONDS_PER_CALL, *, but: Collection[int] = ()) -> bool:
     """Scores responses that the current adapter has not scored, for about `seconds`; True when some are left and the engine
     answers. With the base alone there is nothing to score: its implicit reward is 0 everywhere.
 
-    A campaign whose last response was scored asks for a new plan. Only one call at a time does so on a host.
+    A campaign whose last response was scored asks for a new plan. Campaigns in `but`, by number, have a reward model. Only
+    one call at a time does so on a host.
     """
+    campaigns = _campaigns().exclude(pk__in=but)
     with only_one("rewards") as is_mine:
-        adapter = adapters.current() if is_mine and _campaigns().exists() else None
+        adapter = adapters.current() if is_mine and campaigns.exists() else None
         if adapter is None or adapter.is_base:
             return False
         ends = time.monotonic() + seconds
-        for campaign in _campaigns():
+        for campaign in campaigns:
             try:
                 is_done = _score_campaign(campaign, adapter, ends)
             except (EngineDown, EngineError) as error:
@@ -66,9 +72,34 @@ def _campaigns() -> QuerySet[Campaign]:
 
 def unscored(campaign: Campaign, adapter: Adapter) -> QuerySet[Response]:
     """Responses of the campaign's next WINDOW open comparisons that this adapter has not scored."""
-    coming = Comparison.objects.filter(campaign=campaign, is_open=True).order_by("sort_key", "id")[:WINDOW]
-    responses = Response.objects.filter(items__comparison__in=coming.values("pk"))
+    responses = Response.objects.filter(_is_coming(campaign))
     return responses.filter(~Q(rewarded_by=adapter) | Q(rewarded_by=None)).order_by("pk").distinct()
+
+
+def _is_coming(campaign: Campaign) -> Q:
+    coming = Comparison.objects.filter(campaign=campaign, is_open=True).order_by("sort_key", "id")[:WINDOW]
+    return Q(items__comparison__in=coming.values("pk"))
+
+
+def wanted_from(campaign: Campaign, sha256: str) -> QuerySet[Response]:
+    """Responses that this reward model has not scored: those of the next WINDOW open comparisons, if the campaign's
+    strategy reads rewards, and those that best of n is to choose from.
+    """
+    wanted = Q(prompt__campaign=campaign, prompt__candidates_state="sampled", source="engine", items=None)
+    if campaign.strategy in NEEDED_BY:
+        wanted |= _is_coming(campaign)
+    return Response.objects.filter(wanted).exclude(reward_model=sha256).order_by("pk").distinct()
+
+
+def store(campaign: Campaign, sha256: str, values: Mapping[int, float | None]) -> None:
+    """Writes a reward model's scores in logits, by response; None: it could not be scored. Asks for a new plan."""
+    ids = list(values)
+    for start in range(0, len(ids), ROWS_PER_TRANSACTION):
+        pks = ids[start : start + ROWS_PER_TRANSACTION]
+        rows = [Response(pk=pk, reward=values[pk], rewarded_by=None, reward_model=sha256) for pk in pks]
+        with transaction.atomic():
+            Response.objects.bulk_update(rows, ["reward", "rewarded_by", "reward_model"])
+    want_plan(campaign)
 
 
 def _score_campaign(campaign: Campaign, adapter: Adapter, ends: float) -> bool:
@@ -97,7 +128,7 @@ def _store(response: Response, adapter: Adapter, engine: Engine) -> None:
             raise
         log.warning("response %d has no reward: %s", response.pk, error)
         value = None
-    Response.objects.filter(pk=response.pk).update(reward=value, rewarded_by=adapter)
+    Response.objects.filter(pk=response.pk).update(reward=value, rewarded_by=adapter, reward_model="")
 
 
 def measure(engine: Engine, adapter: Adapter, prompt: Prompt, text: str) -> Reward:
