@@ -96,7 +96,11 @@ def soft_labels(campaign: Campaign, until: int | None = None) -> dict[Pair, tupl
     """(first id, second id) → (P(first is better), weight as a number of votes), for every pair that a model may learn from,
     by the judgments up to number `until`; see `reliability.SoftLabels`. What a reviewer decided weighs one vote at least. Gold pairs are left out.
     """
-    collected = collect(campaign, until)
+    return labels_of(collect(campaign, until))
+
+
+def labels_of(collected: Collected) -> dict[Pair, tuple[float, float]]:
+    """`soft_labels` of votes that were collected."""
     return _labels(collected, reliability.fit(collected.votes))
 
 

@@ -13,7 +13,7 @@ from labeling.models import Campaign, Comparison, Judgment, Prompt
 from labeling.pairs import add_comparisons
 from labeling.prompts import add_prompts
 from labeling.responses import add_response
-from training.snapshots import is_heldout
+from training.split import is_heldout
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 _numbers = count(1)

@@ -8,7 +8,9 @@ import pytest
 from labeling import choices, gold, judgments, leases
 from labeling.models import Comparison, Judgment, Purpose
 from tests.training.rows import NOW, add_annotator, add_campaign, add_comparison, add_judged, add_prompt, judge
-from training.snapshots import Pair, freeze, is_heldout, to_line
+from training.lines import Pair, Sources, Written, to_pair_line
+from training.snapshots import freeze
+from training.split import is_heldout
 
 pytestmark = pytest.mark.django_db
 
@@ -113,8 +115,12 @@ def test_it_believes_those_who_agree_with_others_more():
 
 
 def test_it_leaves_a_tie_a_tie_whichever_side_people_lean_to():
-    tied = Pair(1, 2, "0" * 64, [], votes=[0.5, 0.5], strengths=[0, 0], judgments=[7, 8])
-    line = to_line(tied, {1: "a", 2: "b"}, set(), (0.44, 1.9))
+    responses = {1: Written("a"), 2: Written("b")}
+    sources = Sources(responses, soft={(1, 2): (0.44, 1.9)})
+    tied = Pair("0" * 64, [], judgments=[7, 8], first=1, second=2, votes=[0.5, 0.5], strengths=[0, 0])
+    line = to_pair_line(tied, sources)
     assert (line["label"], line["weight"], line["margin"]) == (0.5, 1.9, 0)
-    split = Pair(1, 2, "0" * 64, [], votes=[0.5, 1.0], strengths=[0, 2], judgments=[7, 8])
-    assert to_line(split, {1: "a", 2: "b"}, set(), (0.7, 1.9))["label"] == 0.7
+    assert (line["tie_share"], line["agreement"]) == (1, 1)
+    split = Pair("0" * 64, [], judgments=[7, 8], first=1, second=2, votes=[0.5, 1.0], strengths=[0, 2])
+    line = to_pair_line(split, Sources(responses, soft={(1, 2): (0.7, 1.9)}))
+    assert (line["label"], line["tie_share"], line["agreement"]) == (0.7, 0.5, 0.5)
