@@ -1,7 +1,8 @@
 """Judgments: append-only, bound to the lease they were made under. The only writer of Judgment rows and of what follows
 from them on a comparison: `n_judgments`, `n_wanted`, `is_open` and `is_disputed`.
 
-Training sets `frozen_at`; from then on a judgment can neither be taken back nor revised.
+Training sets `frozen_at`; from then on a judgment can neither be undone nor revised, but `retract` takes it back: the
+files that hold it stay, and those after them leave it out.
 """
 
 import itertools
@@ -18,10 +19,11 @@ from django.utils.translation import gettext as _
 from labeling import gold, leases, responses, texts
 from labeling.choices import Choice, check
 from labeling.errors import AlreadyJudged, Frozen, Invalid
-from labeling.models import Campaign, Comparison, Judgment, Lease, Purpose, Response
+from labeling.models import Campaign, Comparison, Judgment, Lease, Purpose, Response, Retraction
 
 Verdict = Judgment.Verdict
 N_UNDOABLE = 20
+BATCH = 1_000  # judgments retracted at a time
 COUNTED = (Purpose.LABEL, Purpose.IMPORT, Purpose.CHAT)
 THUMBS = (Verdict.GOOD, Verdict.BAD)
 COUNTS = ["n_judgments", "n_wanted", "is_open", "is_disputed"]
@@ -225,8 +227,12 @@ def add_imported(drafts: list[Judgment]) -> None:
     """Stores judgments that were made elsewhere, each once by its client key, and counts them. Call it inside a
     transaction.
     """
+    _add_many(drafts, {draft.comparison_id for draft in drafts if draft.verdict in THUMBS})
+
+
+def _add_many(drafts: list[Judgment], thumbed: set[int]) -> None:
+    """Stores and counts; of the comparisons `thumbed`, which show one response, no more is wanted."""
     ids = {draft.comparison_id for draft in drafts}
-    thumbed = {draft.comparison_id for draft in drafts if draft.verdict in THUMBS}  # one response: no pair to compare
     locked = Comparison.objects.select_for_update(of=("self",)).select_related("campaign").filter(pk__in=ids)
     comparisons = list(locked.order_by("pk"))
     Judgment.objects.bulk_create(drafts, ignore_conflicts=True)
@@ -285,8 +291,10 @@ def undo(judgment: Judgment, now: datetime) -> Lease | None:
     with transaction.atomic():
         comparison = _locked(judgment)
         fresh = _newest(judgment)
+        if fresh.retraction_id is not None:
+            return None  # a manager's decision, not the author's: this is not asked of them again
         if fresh.verdict != Verdict.RETRACTED:
-            _retract(fresh, comparison, now)
+            _take_back(fresh, comparison, now)
         lease = Lease.objects.filter(pk=judgment.lease_id).first() if judgment.lease_id else None
         mine = in_force().filter(comparison=comparison, annotator=fresh.annotator_id, repeat=fresh.repeat)
         if lease is None or mine.exists():
@@ -304,21 +312,52 @@ def _newest(judgment: Judgment) -> Judgment:
     return newest
 
 
-def _retract(judgment: Judgment, comparison: Comparison, now: datetime) -> None:
+def _take_back(judgment: Judgment, comparison: Comparison, now: datetime) -> None:
     if judgment.frozen_at is not None:
-        raise Frozen(_("This judgment is part of a training snapshot by now, so it can no longer be taken back."))
-    Judgment.objects.create(
-        comparison=comparison,
-        annotator=judgment.annotator,
+        raise Frozen(
+            _(
+                "This judgment is part of a training snapshot by now, so it can no longer be undone. A manager of the "
+                "campaign can retract it."
+            )
+        )
+    _opposite(judgment, now).save(force_insert=True)
+    _count(comparison, _said_of(comparison, judgment.annotator))
+
+
+def _opposite(judgment: Judgment, now: datetime, retraction: Retraction | None = None) -> Judgment:
+    return Judgment(
+        comparison_id=judgment.comparison_id,
+        annotator_id=judgment.annotator_id,
         client_key=uuid.uuid5(judgment.client_key, "retraction"),
         verdict=Verdict.RETRACTED,
         purpose=judgment.purpose,
         repeat=judgment.repeat,
         order=judgment.order,
         supersedes=judgment,
+        retraction=retraction,
         created_at=now,
     )
-    _count(comparison, _said_of(comparison, judgment.annotator))
+
+
+def retract(retraction: Retraction, said: QuerySet[Judgment], now: datetime) -> int:
+    """Takes back those of `said` that are in force, frozen ones too, in the name of `retraction`; returns how many. Their
+    comparisons are counted anew, and open again where they now have fewer judgments than they want. Call it inside a
+    transaction.
+    """
+    n = 0
+    while rows := _lock_some(said):
+        thumbed = {row.comparison_id for row in rows if row.verdict in THUMBS}
+        _add_many([_opposite(row, now, retraction) for row in rows], thumbed)
+        n += len(rows)
+    return n
+
+
+def _lock_some(said: QuerySet[Judgment]) -> list[Judgment]:
+    """The next judgments in force, with their comparisons locked first, as everybody does who changes them."""
+    wanted = in_force().filter(pk__in=said.order_by().values("pk")).order_by("pk")
+    ids = list(wanted.values_list("comparison", flat=True)[:BATCH])
+    list(Comparison.objects.select_for_update(of=("self",)).filter(pk__in=ids).order_by("pk").values_list("pk"))
+    return list(wanted.filter(comparison__in=ids).select_for_update(of=("self",)))
 
 
 def undoable(campaign: Campaign, annotator: User) -> list[uuid.UUID]:

@@ -134,7 +134,7 @@ OPEN_TO = """
         AND mine.annotator_id = %s AND mine.ended_at IS NULL AND mine.expires_at > %s)
     AND NOT EXISTS (
         SELECT 1 FROM labeling_judgment AS said WHERE said.comparison_id = labeling_comparison.id
-        AND said.annotator_id = %s AND said.verdict <> 'retracted'
+        AND said.annotator_id = %s AND (said.verdict <> 'retracted' OR said.retraction_id IS NOT NULL)
         AND NOT EXISTS (SELECT 1 FROM labeling_judgment AS later WHERE later.supersedes_id = said.id))
     AND labeling_comparison.n_judgments + (
         SELECT count(*) FROM labeling_lease AS theirs WHERE theirs.comparison_id = labeling_comparison.id
@@ -145,7 +145,7 @@ OPEN_TO = """
 
 def open_comparisons(campaign: Campaign, annotator: User, now: datetime) -> QuerySet[Comparison]:
     """What this person may be given: it wants more judgments than it has and others' live leases will bring, and this
-    person neither holds a lease on it nor has judged or skipped it.
+    person neither holds a lease on it nor has judged or skipped it; nor had a judgment of it retracted by a manager.
     """
     moment = connection.ops.adapt_datetimefield_value(now)
     values = (annotator.pk, moment, annotator.pk, annotator.pk, moment)
