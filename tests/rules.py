@@ -29,6 +29,7 @@ DEFENDED: dict[str, str] = {
 PROCESS_LOOPS: dict[str, str] = {
     "training/supervisor.py:supervise": "whatever goes wrong with a run is written on its row",
     "training/ml/train.py:main": "whatever goes wrong in a trainer is written into its error.json",
+    "training/ml/score.py:main": "whatever goes wrong in a scoring is written into its error.json",
     "training/ml/checkpoint.py:load": "torch.load raises what a damaged archive makes it raise; an older checkpoint is next",
     "serving/engine/scheduler.py:_loop": "a failed step ends its own sequences; all others go on",
     "serving/engine/scheduler.py:_run": "a failed batch is tried sequence by sequence, to find the one at fault",

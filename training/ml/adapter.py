@@ -26,14 +26,17 @@ def serialise(model: PeftModel) -> bytes:
     return save(wide, metadata={"format": "pt"})
 
 
-def write(folder: Path, weights: bytes, model: PeftModel, base: Base, job: Job, probes: dict[str, Any]) -> None:
-    """Writes the folder whole and durable."""
+def write(
+    folder: Path, weights: bytes, model: PeftModel, base: Base, job: Job, probes: dict[str, Any] | None = None
+) -> None:
+    """Writes the folder whole and durable; without probes what no engine is to serve."""
     config = clean_config(model, base)
     with files.new_folder(folder) as part:
         (part / "adapter_model.safetensors").write_bytes(weights)
         _dump(part / "adapter_config.json", config)
         _dump(part / "manifest.json", manifest(job, base, config, hashlib.sha256(weights).hexdigest()))
-        _dump(part / "probes.json", probes)
+        if probes is not None:
+            _dump(part / "probes.json", probes)
 
 
 def clean_config(model: PeftModel, base: Base) -> dict[str, Any]:

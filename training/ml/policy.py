@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Base:
     @property
     def path_key(self) -> str:
         """What a log-probability depends on besides tokens and adapter: the weights and the numeric path."""
-        return f"{self.sha256} {self.model.dtype} {self.model.device.type} rows-1"
+        return f"{self.sha256} {self.model.dtype} {self.model.device.type} rows-2"
 
 
 def has_fast_bf16() -> bool:
@@ -118,24 +119,48 @@ def add_adapter(base: Base, params: catalog.Common) -> PeftModel:
         r=params.lora_rank,
         lora_alpha=params.lora_alpha,  # type: ignore[arg-type]  # peft divides by it: a float is as good
         use_rslora=params.rslora,
-        target_modules="all-linear",
+        target_modules=_modules(base.model, TARGETS[params.target_modules]),
+        layers_to_transform=_layers(base.model, SHARES[params.layers]),
         lora_dropout=0.0,
         bias="none",
     )
     return get_peft_model(base.model, _ours(config), adapter_name=NEW)
 
 
+TARGETS = {"all-linear": "", "attention": "attn", "mlp": "mlp"}  # part of the path of a linear layer
+SHARES = {"all": 1.0, "top_half": 1 / 2, "top_third": 1 / 3}  # of the layers, from the top
+
+
+def _modules(model: PreTrainedModel, part: str) -> list[str]:
+    """Names of the linear layers within the decoder's blocks whose path has `part` in it."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.get_decoder().named_modules()
+        if isinstance(module, torch.nn.Linear) and part in name
+    }
+    if not names:
+        raise TrainingError(f"This model has no linear layers called {part}; choose all-linear.", "config")
+    return sorted(names)
+
+
+def _layers(model: PreTrainedModel, share: float) -> list[int] | None:
+    """Indices of the top layers, rounded up; None for all of them."""
+    n_layers = int(model.config.num_hidden_layers)
+    n_frozen = n_layers - math.ceil(share * n_layers)
+    return list(range(n_frozen, n_layers)) if n_frozen else None
+
+
 def add_incumbent(base: Base, folder: Path) -> PeftModel:
     """The incumbent's adapter as the one that is trained on."""
     with _readable(folder):
-        return PeftModel.from_pretrained(base.model, folder, NEW, is_trainable=True, config=_config(folder))
+        return PeftModel.from_pretrained(base.model, folder, NEW, is_trainable=True, config=read_config(folder))
 
 
 @contextmanager
 def incumbent(model: PeftModel, folder: Path) -> Iterator[None]:
     """The incumbent's adapter instead of the new one."""
     with _readable(folder):
-        model.load_adapter(folder, INCUMBENT, peft_config=_config(folder))
+        model.load_adapter(folder, INCUMBENT, peft_config=read_config(folder))
     model.set_adapter(INCUMBENT, inference_mode=True)
     try:
         yield
@@ -149,7 +174,8 @@ def parameters(model: PeftModel) -> list[torch.nn.Parameter]:
     return [p for _, p in sorted(model.named_parameters()) if p.requires_grad]
 
 
-def _config(folder: Path) -> LoraConfig:
+def read_config(folder: Path) -> LoraConfig:
+    """A folder's adapter_config.json, for our own LoRA layers."""
     return _ours(LoraConfig.from_pretrained(str(folder)))
 
 

@@ -24,9 +24,11 @@ from training.ml import files, jobs
 from training.ml.attempt import Attempt
 from training.ml.errors import Stopped, describe
 from training.ml.policy_attempt import PolicyAttempt
+from training.ml.reward_attempt import RewardAttempt
 from training.ml.watch import Watch
 
-ATTEMPTS: dict[str, type[Attempt]] = {"adapter": PolicyAttempt}  # by what the method leaves behind: Method.output
+# By what the method leaves behind: Method.output.
+ATTEMPTS: dict[str, type[Attempt]] = {"adapter": PolicyAttempt, "reward_model": RewardAttempt}
 
 
 def main(folder: Path) -> int:

@@ -1,0 +1,128 @@
+"""An attempt that makes a reward model: its head, its calibration on held-out judgments, its folder."""
+
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from peft import PeftModel
+
+from training.catalog import RewardModel
+from training.ml import adapter, calibration, evaluate, files, optim, policy, reward, rows
+from training.ml.attempt import BUDGET, Attempt
+from training.ml.data import Pair
+from training.ml.loop import Learner
+from training.ml.progress import TRAIN_COST
+from training.ml.reward_head import SOURCE, Head, begin_ties, loss_by, response_rewards
+from training.ml.scores import Scores, score_by
+
+FOLDER = "reward_model"
+
+
+class RewardAttempt(Attempt):
+    """Leaves reward_model/ and evaluation.json."""
+
+    def start(self) -> PeftModel:
+        self.head = Head(self.base.model.config.get_text_config().hidden_size).to(self.base.model.device)
+        return policy.add_adapter(self.base, self.params)
+
+    def score_reference(self) -> Scores:
+        """A reward has no reference; this plans the work."""
+        n_train = (
+            rows.count_tokens(self.order.pairs, BUDGET, keep_last=True) * self.order.n_visits / len(self.order.pairs)
+        )
+        n_heldout = rows.count_tokens(self.pairs.heldout, BUDGET, keep_last=True)
+        self.progress.plan(TRAIN_COST * n_train + n_heldout * (2 if self.job.reward_model else 1))
+        return {}
+
+    def new_learner(self, reference: Scores) -> Learner:
+        begin_ties(self.head, cast(RewardModel, self.params), self.order.pairs)
+        parameters = policy.parameters(self.model) + self.head.trained()
+        return Learner(
+            model=self.base.model,
+            parameters=parameters,
+            optimizer=optim.optimizer(parameters, self.params),
+            loss=loss_by(self.head),
+            params=self.params,
+            reference=reference,
+            budget=BUDGET,
+            source=SOURCE,
+            forward=partial(response_rewards, self.base.model, self.head),
+            keep_last=True,
+        )
+
+    def finish(self, learner: Learner) -> None:
+        """Evaluate, calibrate, write; result.json is last: what it stands beside is complete."""
+        self.watch.phase("Evaluating")
+        weights, head = adapter.serialise(self.model), reward.serialise(self.head)
+        rewards = self.score_heldout(reward.identity(weights, head))
+        card = self.card(rewards)
+        files.write_json(self.job.folder / "evaluation.json", self.evaluate(rewards, card["temperature"]))
+        self.end_stage("evaluate")
+        self.watch.phase("Saving the reward model")
+        reward.write(self.job.folder / FOLDER, weights, head, self.model, self.base, self.job, card)
+        self.end_stage("save")
+        files.write_json(self.job.folder / "result.json", self.result(learner))
+        self.watch.phase("Done")
+
+    def score_heldout(self, sha256: str) -> Scores:
+        memory = reward.remember(self.base, sha256, self.job.cache)
+        by = reward.scorer(self.base, self.head)
+        pairs = [*self.pairs.heldout, *self.pairs.heldout_ties]
+        return score_by(by, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
+
+    def evaluate(self, rewards: Scores, temperature: float) -> dict[str, Any]:
+        """Margins in logits, beside those of the reward model that is in use."""
+        pairs = self.pairs.heldout
+        old = [0.0] * len(pairs)
+        if self.job.reward_model:
+            judge = reward.load(self.base, self.job.reward_model)
+            old = gaps(pairs, reward.score(judge, pairs, self.job.cache, BUDGET, self.watch, self.progress))
+        new = [gap / temperature for gap in gaps(pairs, rewards)]
+        return {"heldout": evaluate.report(pairs, new, old)}
+
+    def card(self, rewards: Scores) -> dict[str, Any]:
+        """What reward.json says of the reward model."""
+        decided = self.pairs.heldout
+        figures = calibration.report(
+            np.array(gaps(decided, rewards)),
+            np.array([pair.label for pair in decided]),
+            np.array([pair.weight for pair in decided]),
+            [pair.prompt_sha256 for pair in decided],
+            np.array([max(pair.n_chars_chosen, pair.n_chars_rejected) for pair in decided], dtype=np.int64),
+        )
+        values = np.array(list(rewards.values()) or [0.0])
+        return {
+            "temperature": figures["temperature"],
+            "tie_theta": self.theta,
+            "accuracy": figures["after"].get("accuracy"),
+            "ece": figures["after"].get("ece"),
+            "n_heldout": len(decided),
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "calibration": figures,
+            "ties": self.ties(rewards),
+        }
+
+    @property
+    def theta(self) -> float | None:
+        eta = self.head.eta
+        return None if eta is None else eta.exp().item()
+
+    def ties(self, rewards: Scores) -> dict[str, float | None]:
+        """Which share of held-out votes were ties, and which share the threshold makes of the rewards."""
+        pairs = [*self.pairs.heldout, *self.pairs.heldout_ties]
+        weights = np.array([pair.weight for pair in pairs])
+        if not weights.sum():
+            return {"observed": None, "predicted": None}
+        observed = np.average([pair.tie_share for pair in pairs], weights=weights)
+        if self.theta is None:
+            return {"observed": float(observed), "predicted": None}
+        predicted = calibration.tie_probabilities(np.array(gaps(pairs, rewards)), self.theta)
+        return {"observed": float(observed), "predicted": float(np.average(predicted, weights=weights))}
+
+
+def gaps(pairs: list[Pair], rewards: Scores) -> list[float]:
+    """r(chosen) − r(rejected) per pair."""
+    return [rewards[pair.prompt, pair.chosen] - rewards[pair.prompt, pair.rejected] for pair in pairs]
