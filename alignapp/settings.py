@@ -29,6 +29,8 @@ ARTIFACTS_DIR = Path(env.str("ARTIFACTS_DIR", default=str(VAR_DIR / "artifacts")
 ADAPTERS_DIR = ARTIFACTS_DIR / "adapters"
 SNAPSHOTS_DIR = ARTIFACTS_DIR / "snapshots"
 RUNS_DIR = ARTIFACTS_DIR / "runs"
+REWARD_MODELS_DIR = ARTIFACTS_DIR / "reward_models"
+SCORINGS_DIR = ARTIFACTS_DIR / "scorings"
 
 
 def _secret(name: str) -> str:
@@ -222,7 +224,10 @@ CELERY_TASK_IGNORE_RESULT = True  # rows hold every result
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_DEFAULT_QUEUE = "default"
-CELERY_TASK_ROUTES = {"training.tasks.supervise": {"queue": "train"}}
+CELERY_TASK_ROUTES = {
+    "training.tasks.supervise": {"queue": "train"},
+    "training.tasks.score_by_reward_models": {"queue": "train"},
+}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

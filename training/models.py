@@ -124,6 +124,74 @@ class Evaluation(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
 
+class RewardModel(models.Model):
+    """What a run with a method of output "reward_model" left behind. Its files are never changed.
+
+    `training.reward_models` writes these rows.
+    """
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.PROTECT, related_name="reward_models")
+    run = models.OneToOneField(Run, on_delete=models.PROTECT, related_name="reward_model")
+    sha256 = models.CharField(max_length=64, help_text="of all of its files; its scores are kept by it")
+    base_sha256 = models.CharField(max_length=64)
+    figures = models.JSONField(default=dict, help_text="reward.json: temperature, accuracy, calibration, …")
+    is_passed = models.BooleanField(help_text="agrees with held-out judgments better than chance")
+    verdict = models.TextField(help_text="in words")
+    evidence = models.JSONField(default=dict)
+    is_active = models.BooleanField(default=False, help_text="the one that scores its campaign's responses")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["campaign"], condition=Q(is_active=True), name="one_active_reward_model_per_campaign"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"reward model {self.pk}"
+
+    @property
+    def folder(self) -> Path:
+        return settings.REWARD_MODELS_DIR / self.sha256
+
+
+class Scoring(models.Model):
+    """One job that scores responses with a reward model. Only `training.scorings` writes `status`."""
+
+    class Status(models.TextChoices):
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    reward_model = models.ForeignKey(RewardModel, on_delete=models.CASCADE, related_name="scorings")
+    status = models.CharField(max_length=10, choices=Status, default=Status.RUNNING)
+    n_responses = models.PositiveIntegerField(default=0)
+    attempt = models.PositiveSmallIntegerField(default=1, help_text="also the fencing token")
+    lease_until = models.DateTimeField(null=True, blank=True)
+    worker = models.CharField(max_length=120, blank=True)
+    trainer_pid = models.PositiveIntegerField(null=True, blank=True)
+    trainer_started = models.FloatField(null=True, blank=True, help_text="as in Run")
+    is_cancel_requested = models.BooleanField(default=False)
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["reward_model"], condition=Q(status="running"), name="one_running_scoring_per_reward_model"
+            )
+        ]
+
+    @property
+    def folder(self) -> Path:
+        return settings.SCORINGS_DIR / f"{self.pk}-{self.attempt}"
+
+
 class Policy(models.Model):
     """When a campaign trains and publishes by itself."""
 

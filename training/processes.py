@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 SECRETS = ("SECRET_KEY", "ENGINE_TOKEN", "ADMIN_PASSWORD", "DATABASE_URL", "REDIS_URL")
 TRAINER = [sys.executable, "-m", "training.ml.train"]
+SCORER = [sys.executable, "-m", "training.ml.score"]
 STOP_SECONDS = 10.0
 SAME_START_SECONDS = 2.0  # the kernel's idea of its own boot time moves a little when the clock is set
 
@@ -31,9 +32,18 @@ def is_on_this_host(worker: str) -> bool:
 
 def start_trainer(folder: Path) -> subprocess.Popen[bytes]:
     """Starts the trainer on an attempt's folder, in a process group of its own, logging to log.txt."""
+    return _start(TRAINER, folder)
+
+
+def start_scorer(folder: Path) -> subprocess.Popen[bytes]:
+    """Likewise the job that scores responses, on a scoring's folder."""
+    return _start(SCORER, folder)
+
+
+def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     with (folder / "log.txt").open("ab") as log_file:
         return subprocess.Popen(
-            [*TRAINER, str(folder)],
+            [*command, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
