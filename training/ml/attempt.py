@@ -8,11 +8,13 @@ import psutil
 from peft import PeftModel
 
 from training import catalog
-from training.ml import checkpoint, data, policy
+from training.ml import checkpoint, data, exams, policy
 from training.ml.data import Examples, Order
 from training.ml.errors import TrainingError
+from training.ml.exams import Writer
 from training.ml.jobs import Job
 from training.ml.loop import Learner, train
+from training.ml.monitor import Monitor
 from training.ml.progress import Progress
 from training.ml.scores import Scores
 from training.ml.watch import Watch
@@ -73,6 +75,10 @@ class Attempt:
         source = catalog.get(self.job.method).source
         return data.read(self.job.snapshot, self.base.tokenizer, self.params.max_tokens, source, self.params)
 
+    def writer(self) -> Writer | None:
+        """Who writes the samples that the monitor looks at, where there is anybody."""
+        return None
+
     def choose_order(self) -> Order:
         method = catalog.get(self.job.method)
         chosen = data.choose(
@@ -86,6 +92,8 @@ class Attempt:
     def make_learner(self, reference: Scores) -> Learner:
         """The learner at step 0, or where the checkpoint to resume left it."""
         learner = self.new_learner(reference)
+        learner.exams = exams.prepare(self.order, self.pairs.heldout, self.writer(), BUDGET)
+        learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs))
         if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)
         return learner
@@ -112,6 +120,7 @@ class Attempt:
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "skipped": self.pairs.skipped | {"steps": learner.n_skipped},
             "n_pairs": len(self.order.pairs),
+            "stopped": learner.stopped,
         }
 
     def end_stage(self, stage: str) -> None:

@@ -1,7 +1,9 @@
 """Checkpoints: everything needed to go on as if nothing had happened, bit for bit with the same number of threads."""
 
+import copy
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,32 @@ if TYPE_CHECKING:
 KEEP = 2
 
 
+@dataclass(frozen=True)
+class Good:
+    """Where a run can return to: copies, untouched by what is done after."""
+
+    step: int  # finished when it was taken
+    parameters: list[torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+def remember(learner: "Learner") -> Good:
+    parameters = [parameter.detach().clone() for parameter in learner.parameters]
+    return Good(learner.step, parameters, copy.deepcopy(learner.optimizer.state_dict()))
+
+
+def go_back(learner: "Learner", good: Good) -> None:
+    """Parameters and optimizer, not the step: the pairs in between are not seen again."""
+    _put(learner, good.parameters, copy.deepcopy(good.optimizer))
+
+
+def _put(learner: "Learner", parameters: list[torch.Tensor], optimizer: dict[str, Any]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(learner.parameters, parameters, strict=True):
+            parameter.copy_(value)
+    learner.optimizer.load_state_dict(optimizer)
+
+
 def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watch) -> None:
     """Writes folder/checkpoint-<step> whole and durable, then removes all but the newest KEEP.
 
@@ -24,8 +52,12 @@ def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watc
     state = {
         "identity": identity,
         "step": learner.step,
+        "budget": learner.budget,
         "n_skipped": learner.n_skipped,
-        "n_skipped_in_a_row": learner.n_skipped_in_a_row,
+        "n_non_finite": learner.n_non_finite,
+        "stopped": learner.stopped,
+        "monitor": learner.monitor.state_dict(),
+        "good": vars(learner.good) if learner.good else None,
         "metrics": learner.metrics,
         "parameters": [p.detach() for p in learner.parameters],
         "optimizer": learner.optimizer.state_dict(),
@@ -54,11 +86,11 @@ def load(path: Path, learner: "Learner", identity: dict[str, Any]) -> bool:
     except Exception as error:  # torch.load raises whatever a damaged archive makes it raise
         print(f"not resuming from {path}: {error}", flush=True)
         return False
-    with torch.no_grad():
-        for parameter, value in zip(learner.parameters, state["parameters"], strict=True):
-            parameter.copy_(value)
-    learner.optimizer.load_state_dict(state["optimizer"])
+    _put(learner, state["parameters"], state["optimizer"])
     torch.set_rng_state(state["rng"].cpu())
-    learner.step, learner.metrics = state["step"], state["metrics"]
-    learner.n_skipped, learner.n_skipped_in_a_row = state["n_skipped"], state["n_skipped_in_a_row"]
+    learner.step, learner.budget = state["step"], state["budget"]
+    learner.metrics, learner.stopped = state["metrics"], state["stopped"]
+    learner.n_skipped, learner.n_non_finite = state["n_skipped"], state["n_non_finite"]
+    learner.monitor.load_state_dict(state["monitor"])
+    learner.good = Good(**state["good"]) if state["good"] else None
     return True

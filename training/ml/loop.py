@@ -4,27 +4,30 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 
 from training import catalog
-from training.ml import checkpoint, optim
+from training.ml import checkpoint, exams, optim
 from training.ml.batches import PAIRS, Columns, Source
 from training.ml.data import Example, Order
 from training.ml.errors import TrainingError, is_out_of_memory
+from training.ml.exams import Exams
 from training.ml.logprobs import response_logps
 from training.ml.losses import Loss
+from training.ml.monitor import Alarm, Monitor, Verdict
 from training.ml.progress import TRAIN_COST, Progress
 from training.ml.rows import Pack, pack
 from training.ml.scores import MIN_BUDGET, Scores
 from training.ml.watch import Watch
 
-MAX_SKIPPED_IN_A_ROW = 5
+MAX_NON_FINITE = 5  # steps in a row
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -45,7 +48,11 @@ class Learner:
     keep_last: bool = False  # whether `forward` reads the responses' last tokens
     step: int = 0  # finished steps, skipped ones included
     n_skipped: int = 0
-    n_skipped_in_a_row: int = 0
+    n_non_finite: int = 0  # steps in a row
+    monitor: Monitor = field(default_factory=Monitor)
+    exams: Exams | None = None
+    good: checkpoint.Good | None = None  # where a roll-back leads
+    stopped: str | None = None  # why the monitor ended the run before its last step
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last step
 
     def __post_init__(self) -> None:
@@ -63,7 +70,7 @@ def train(
 ) -> None:
     """Steps learner.step + 1 … order.n_steps. Appends to folder/metrics.jsonl and leaves checkpoints in folder."""
     saved_at = time.monotonic()
-    while learner.step < order.n_steps:
+    while learner.step < order.n_steps and not learner.stopped:
         since = time.monotonic()
         metrics = take_step(learner, order, folder, watch)
         left = progress.did(TRAIN_COST * metrics["tokens"], since)
@@ -71,6 +78,7 @@ def train(
         if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
             checkpoint.save(folder, learner, identity, watch)
             saved_at = time.monotonic()
+    optim.finish(learner.optimizer)
 
 
 def append_metrics(folder: Path, metrics: dict[str, Any]) -> None:
@@ -81,35 +89,82 @@ def append_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 def take_step(learner: Learner, order: Order, folder: Path, watch: Watch) -> dict[str, Any]:
     """One optimizer step and its line in folder/metrics.jsonl: both or neither, whatever signal comes.
 
-    A non-finite loss or gradient skips the step; too many in a row raise TrainingError.
+    The monitor may skip the update, go back to an earlier state or end the run, which sets learner.stopped. Raises
+    TrainingError where that leaves nothing learned, and after too many losses in a row that are not finite.
     """
     since = time.monotonic()
     step = learner.step + 1
-    rate = optim.learning_rate(learner.params, step, order.n_steps)
+    exam = examine(learner, step)
     metrics = accumulate(learner, order.step(step), watch)
     with watch.shielded():
-        norm = torch.nn.utils.clip_grad_norm_(learner.parameters, learner.params.max_grad_norm)
-        is_finite = bool(torch.isfinite(norm)) and metrics["loss"] is not None
-        if is_finite:
-            for group in learner.optimizer.param_groups:
-                group["lr"] = rate
-            learner.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(learner.parameters, learner.params.max_grad_norm).item()
+        metrics = {"step": step, "grad_norm": norm if math.isfinite(norm) else None} | metrics
+        verdict = learner.monitor.judge(metrics | exam)
+        rate = optim.learning_rate(learner.params, step, order.n_steps) * learner.monitor.state.rate
+        _update(learner, verdict, rate)
         learner.step = step
-        _count_skipped(learner, not is_finite)
-        extra = {"step": step, "learning_rate": rate, "grad_norm": norm.item() if is_finite else None}
-        learner.metrics = extra | metrics | {"is_skipped": not is_finite, "seconds": round(time.monotonic() - since, 3)}
+        alarms = [*verdict.alarms, *_close(learner, order)]
+        is_finite = None not in (metrics["loss"], metrics["grad_norm"])
+        learner.n_skipped += verdict.is_skipped
+        learner.n_non_finite = 0 if is_finite else learner.n_non_finite + 1
+        metrics |= exams.shown(exam) | {"learning_rate": rate, "is_skipped": verdict.is_skipped}
+        learner.metrics = metrics | machine_figures(metrics["tokens"], since) | {"alarms": list(map(asdict, alarms))}
         append_metrics(folder, learner.metrics)
-    if learner.n_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-        raise TrainingError(
-            f"The loss was not a finite number in {MAX_SKIPPED_IN_A_ROW} steps in a row; lower the learning rate.",
-            "loss",
-        )
+    _raise_if_nothing_is_learned(learner)
     return learner.metrics
 
 
-def _count_skipped(learner: Learner, is_skipped: bool) -> None:
-    learner.n_skipped += is_skipped
-    learner.n_skipped_in_a_row = learner.n_skipped_in_a_row + 1 if is_skipped else 0
+def examine(learner: Learner, step: int) -> dict[str, Any]:
+    """The exam that is due before the update of `step`, if one is, with smaller packs when out of memory."""
+    if learner.exams is None or learner.monitor.mode == "off":
+        return {}
+    return _with_less_memory(
+        learner, partial(learner.exams.examine, learner, step, is_extra=learner.monitor.is_suspicious)
+    )
+
+
+def _update(learner: Learner, verdict: Verdict, rate: float) -> None:
+    """What the verdict says, with the gradient at hand."""
+    if verdict.is_good or learner.good is None:
+        learner.good = checkpoint.remember(learner)
+    if verdict.rolls_back:
+        checkpoint.go_back(learner, learner.good)
+    elif not verdict.is_skipped:
+        optim.set_rate(learner.optimizer, rate)
+        learner.optimizer.step()
+    learner.stopped = verdict.stops
+    for alarm in verdict.alarms:
+        print(f"step {learner.step + 1}: {alarm.message}", flush=True)
+
+
+def _close(learner: Learner, order: Order) -> list[Alarm]:
+    """After the last update one more exam: what it finds worse than the last good state is not what the run ends with."""
+    if learner.step < order.n_steps or learner.exams is None or learner.monitor.mode != "act" or learner.stopped:
+        return []
+    exam = _with_less_memory(learner, partial(learner.exams.heldout, learner))
+    verdict = learner.monitor.judge({"step": learner.step + 1} | exam)
+    if verdict.rolls_back and learner.good:
+        checkpoint.go_back(learner, learner.good)
+    return verdict.alarms
+
+
+def _raise_if_nothing_is_learned(learner: Learner) -> None:
+    has_learned = learner.stopped and learner.good and learner.good.step
+    if learner.n_non_finite >= MAX_NON_FINITE and not has_learned:
+        raise TrainingError(
+            f"The loss was not a finite number in {MAX_NON_FINITE} steps in a row; lower the learning rate.", "loss"
+        )
+    if learner.stopped and not has_learned:
+        raise TrainingError(
+            f"{learner.stopped} Nothing good was learned before; lower the rate or look at the judgments.", "unstable"
+        )
+
+
+def machine_figures(n_tokens: int, since: float) -> dict[str, Any]:
+    """How fast the step begun at time.monotonic() == since was, and how much memory the process holds."""
+    seconds = time.monotonic() - since
+    rss_mb = round(psutil.Process().memory_info().rss / 1e6)
+    return {"seconds": round(seconds, 3), "tokens_per_s": round(n_tokens / max(seconds, 1e-6), 1), "rss_mb": rss_mb}
 
 
 def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> dict[str, Any]:
@@ -117,10 +172,14 @@ def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> d
 
     The gradient does not depend on how the examples are packed. Out of memory, smaller packs are tried.
     """
+    return _with_less_memory(learner, partial(_accumulate, learner, examples, watch))
+
+
+def _with_less_memory(learner: Learner, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """work(), again with half the tokens a pass for as long as memory does not suffice."""
     while True:
-        learner.optimizer.zero_grad()
         try:
-            return _accumulate(learner, examples, watch)
+            return work()
         except Exception as error:
             if not is_out_of_memory(error) or learner.budget < MIN_BUDGET:
                 raise
@@ -129,16 +188,18 @@ def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> d
 
 
 def _accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> dict[str, Any]:
+    learner.optimizer.zero_grad()
     packs = pack(examples, learner.budget, device=learner.model.device, keep_last=learner.keep_last)
     kl = mismatch_kl(learner, examples, watch)
+    anchor = learner.anchor + learner.monitor.state.anchor
     seen = []
     for batch in packs:
         watch.check()
         members = [examples[i] for i in batch.items]
         logps = learner.source.gather(learner.forward(batch), batch, members, learner.reference, kl)
         losses = learner.loss(logps, learner.params)  # (B,)
-        if learner.anchor:
-            losses = losses + learner.anchor * logps.nll
+        if anchor:
+            losses = losses + anchor * logps.nll
         losses = losses * losses.new_tensor([example.weight for example in members])
         (losses.sum() / len(examples)).backward()
         with torch.no_grad():

@@ -82,7 +82,7 @@ def finish(optimizer: torch.optim.Optimizer) -> None:
             parameter.copy_(average)
 
 
-def _averaged(optimizer: torch.optim.Optimizer) -> dict[torch.nn.Parameter, torch.Tensor]:
+def _averaged(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, torch.Tensor]:
     return {parameter: state["x"] for parameter, state in optimizer.state.items() if "x" in state}
 
 

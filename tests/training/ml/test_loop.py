@@ -128,9 +128,9 @@ def test_it_ends_the_run_after_five_such_steps_in_a_row(base32: policy.Base, tmp
 def test_it_forgives_skipped_steps_after_a_finite_one(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:
     pairs = some_pairs()
     learner, _ = make_learner(base32, pairs)
-    learner.n_skipped = learner.n_skipped_in_a_row = 4
+    learner.n_skipped = learner.n_non_finite = 4
     loop.take_step(learner, one_batch(pairs), tmp_path, watch)
-    assert (learner.n_skipped, learner.n_skipped_in_a_row) == (4, 0)
+    assert (learner.n_skipped, learner.n_non_finite) == (4, 0)
 
 
 def test_it_tries_smaller_packs_when_out_of_memory(base: policy.Base, watch: Watch) -> None:
