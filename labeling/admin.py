@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
@@ -174,7 +175,11 @@ class JudgmentAdmin(ReadOnlyAdmin):
         for snapshot in judgment.snapshots.prefetch_related("runs__adapter"):
             found = [snapshot, *(row for run in snapshot.runs.all() for row in (run, run.adapter) if row)]
             lines.append(format_html_join(" → ", '<a href="{}">{}</a>', map(_linked, found)))
-        return format_html_join(format_html("<br>"), "{}", ((line,) for line in lines)) if lines else "–"
+        # By address, not by import: lineage belongs to a package to the right.
+        whole = format_html(
+            '<a href="{}">{}</a>', reverse("admin:training_lineage", args=["judgment", judgment.pk]), _("lineage")
+        )
+        return format_html_join(SafeString("<br>"), "{}", ((line,) for line in [*lines, whole]))
 
 
 def _linked(row: Model) -> tuple[str, str]:

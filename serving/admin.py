@@ -82,12 +82,19 @@ class AdapterAdmin(ReadOnlyAdmin):
     @display(description=_("made by"))
     def lineage(self, adapter: Adapter) -> str | SafeString:
         """The run that made it and the version that it continued, as its manifest has them."""
+        # By address, not by import: runs and lineage belong to a package to the right.
+        whole = format_html(
+            '<a href="{}">{}</a>', reverse("admin:training_lineage", args=["version", adapter.pk]), _("lineage")
+        )
+        return format_html("{} · {}", self._origin(adapter), whole)
+
+    @staticmethod
+    def _origin(adapter: Adapter) -> str | SafeString:
         run, parent = adapter.manifest.get("run"), adapter.manifest.get("parent")
         if adapter.is_base:
             return str(_("the base model"))
         if type(run) is not int:
             return adapter.notes or "–"
-        # By address, not by import: runs belong to a package to the right.
         link = format_html('<a href="{}">{}</a>', reverse("admin:training_run_change", args=[run]), _("run %d") % run)
         return format_html(gettext("{} from {}"), link, parent) if parent else link
 

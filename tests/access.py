@@ -275,6 +275,10 @@ MATRIX: dict[str, Row] = {
         for name in ("curves", "csv", "jsonl")
     },
     "admin:training_run_events": Row(ROOT.replace("200", "204"), NO_ADMIN_PAGE, row_of("training.run")),  # under WSGI
+    "admin:training_run_compare": Row(ROOT.replace("200", "302"), NO_ADMIN_PAGE),  # of no runs: back to the list
+    "admin:training_run_estimate": Row(ROOT.replace("200", "404"), NO_ADMIN_PAGE),  # of no campaign
+    "admin:training_lineage": Row(ROOT, NO_ADMIN_PAGE, lambda world: ["run", world.rows["training.run"].pk]),
+    "admin:training_run_annotate": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
     "admin:training_run_cancel": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
     "admin:training_run_retry": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302"), row_of("training.run")),
     "admin:training_run_publish": Row(NO_ADMIN_PAGE, ROOT.replace("200", "404"), row_of("training.run")),

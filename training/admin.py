@@ -1,11 +1,13 @@
 """The admin of training: runs and their pages, policies, snapshots; and beat's schedules in the same look."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
-from django.urls import URLPattern, path
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -23,7 +25,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from serving.admin import ReadOnlyAdmin
-from training import figures_views, policies, views
+from training import comparison, comparison_views, figures_views, lineage_views, policies, views
 from training.forms import PolicyForm
 from training.models import Policy, Run, Snapshot
 
@@ -36,13 +38,40 @@ STATUS_COLOURS = {
 }
 
 
+class TagFilter(admin.SimpleListFilter):
+    """Runs that have a tag. Tags lie in JSON, which each database searches in its own way: they are read here."""
+
+    title = _("tag")
+    parameter_name = "tag"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(tag, tag) for tag in sorted({tag for _pk, tags in self._tagged() for tag in tags})]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Run]) -> QuerySet[Run]:
+        if not self.value():
+            return queryset
+        return queryset.filter(pk__in=[pk for pk, tags in self._tagged() if self.value() in tags])
+
+    @staticmethod
+    def _tagged() -> QuerySet[Run, tuple[int, list[str]]]:
+        return Run.objects.exclude(tags=[]).order_by().values_list("pk", "tags")
+
+
 @admin.register(Run)
 class RunAdmin(ModelAdmin):
-    list_display = ("name", "campaign", "method", "shown_status", "verdict", "adapter", "trigger", "created_at")
-    list_filter = ("status", "campaign", "method", "trigger")
+    list_display = ("name", "campaign", "method", "shown_status", "verdict", "adapter", "shown_tags", "created_at")
+    list_filter = ("status", TagFilter, "campaign", "method", "trigger")
     list_select_related = ("campaign", "adapter", "evaluation")
     list_per_page = 50
-    search_fields = ("campaign__name", "adapter__name", "error")
+    search_fields = ("campaign__name", "adapter__name", "error", "notes")
+    actions = ("compare",)
+
+    @admin.action(description=_("Compare"), permissions=["view"])
+    def compare(self, request: HttpRequest, runs: QuerySet[Run]) -> HttpResponse | None:
+        """Two to six of them, side by side."""
+        ids = list(runs.values_list("pk", flat=True)[: comparison.MOST + 1])
+        query = urlencode([("run", pk) for pk in ids])
+        return redirect(f"{reverse('admin:training_run_compare')}?{query}")
 
     @display(description=_("run"), ordering="id")
     def name(self, run: Run) -> str:
@@ -51,6 +80,10 @@ class RunAdmin(ModelAdmin):
     @display(description=_("status"), ordering="status", label=STATUS_COLOURS)
     def shown_status(self, run: Run) -> tuple[str, str]:
         return run.status, run.get_status_display()
+
+    @display(description=_("tags"))
+    def shown_tags(self, run: Run) -> str:
+        return ", ".join(run.tags) or "–"
 
     @display(description=_("verdict"))
     def verdict(self, run: Run) -> str:
@@ -75,6 +108,10 @@ class RunAdmin(ModelAdmin):
                 )
                 for kind in figures_views.FILES
             ),
+            path("compare/", wrap(comparison_views.run_compare), name="training_run_compare"),
+            path("estimate/", wrap(views.run_estimate), name="training_run_estimate"),
+            path("lineage/<slug:kind>/<int:pk>/", wrap(lineage_views.lineage_detail), name="training_lineage"),
+            path("<int:run_id>/annotate/", wrap(views.run_annotate), name="training_run_annotate"),
             path("<int:run_id>/cancel/", wrap(views.run_cancel), name="training_run_cancel"),
             path("<int:run_id>/retry/", wrap(views.run_retry), name="training_run_retry"),
             path("<int:run_id>/publish/", wrap(views.run_publish), name="training_run_publish"),
@@ -115,12 +152,17 @@ class PolicyAdmin(ModelAdmin):
 class SnapshotAdmin(ReadOnlyAdmin):
     list_display = ("short_hash", "campaign", "shown_counts", "created_at")
     list_filter = ("campaign",)
-    fields = ("campaign", "sha256", "shown_counts", "counts", "created_at")
-    readonly_fields = ("shown_counts",)
+    fields = ("campaign", "sha256", "lineage", "shown_counts", "counts", "created_at")
+    readonly_fields = ("shown_counts", "lineage")
 
     @display(description="sha256", ordering="sha256")
     def short_hash(self, snapshot: Snapshot) -> SafeString:
         return format_html("<code>{}</code>", snapshot.sha256[:12])
+
+    @display(description=_("lineage"))
+    def lineage(self, snapshot: Snapshot) -> SafeString:
+        address = reverse("admin:training_lineage", args=["snapshot", snapshot.pk])
+        return format_html('<a href="{}">{}</a>', address, _("its judgments, runs and versions"))
 
     @display(description=_("pairs: train + held out, of judgments"))
     def shown_counts(self, snapshot: Snapshot) -> str:

@@ -35,6 +35,7 @@ class Chart:
     low: float | None = None
     high: float | None = None
     is_log: bool = False
+    is_exact: bool = False  # free of noise: never smoothed
 
 
 def chart(key: str, title: Any, *more: Curve, words: Any = "", **options: Any) -> Chart:
@@ -46,15 +47,15 @@ CHARTS = (
     chart(
         "accuracy",
         _("Accuracy"),
-        Curve("heldout_accuracy", _("held-out pairs")),
-        words=_("training pairs"),
+        Curve("heldout_accuracy", _("held out")),
+        words=_("training"),
         low=0.0,
         high=1.0,
     ),
     chart("margin", _("Reward margin"), Curve("margin_p90", _("90th percentile")), words=_("mean")),
     chart("chosen_reward", _("Rewards"), Curve("rejected_reward", _("rejected")), words=_("chosen")),
     chart("grad_norm", _("Gradient norm"), is_log=True),
-    chart("learning_rate", _("Learning rate"), digits=8, low=0.0),
+    chart("learning_rate", _("Learning rate"), digits=6, low=0.0, is_exact=True),
     chart(
         "kl_chosen",
         _("KL to the reference, nats a token"),
@@ -64,7 +65,9 @@ CHARTS = (
     chart("entropy", _("Entropy, nats a token")),
     chart("logp_chosen", _("Log-probability of chosen"), digits=1),
     chart("tokens_per_s", _("Tokens a second"), digits=0, low=0.0),
-    chart("rss_mb", _("Memory, MB"), Curve("gpu_mb", _("GPU")), words=_("main memory"), digits=0, low=0.0),
+    chart(
+        "rss_mb", _("Memory, MB"), Curve("gpu_mb", _("GPU")), words=_("main memory"), digits=0, low=0.0, is_exact=True
+    ),
 )
 
 
@@ -97,6 +100,7 @@ def drawn(lines: Sequence[Line], n: int) -> Iterable[dict[str, Any]]:
                 "low": each.low,
                 "high": each.high,
                 "is_log": each.is_log,
+                "is_exact": each.is_exact,
                 "curves": [curve for curve in curves if curve["steps"]],
             }
 

@@ -1,5 +1,6 @@
 """Forms of the admin: a run's parameters come from the catalog, field by field."""
 
+import re
 from dataclasses import Field as Parameter
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -18,9 +19,12 @@ from unfold.widgets import (
 
 from labeling.models import Campaign
 from training import catalog
-from training.models import Policy
+from training.models import Policy, Run
 
 ABBREVIATIONS = {"lora": "LoRA", "rslora": "rsLoRA", "nll": "NLL"}
+
+COMMON_FIRST = ("start", "epochs", "learning_rate", "batch_pairs", "lora_rank")  # what people change
+MAX_TAGS, MAX_TAG_LENGTH = 10, 30
 
 
 def method_choices() -> list[tuple[str, str]]:
@@ -28,7 +32,7 @@ def method_choices() -> list[tuple[str, str]]:
 
 
 class RunForm(forms.Form):
-    """A campaign, a method, and one field per parameter of that method."""
+    """A campaign, a method, a preset, and one field per parameter of that method."""
 
     campaign = forms.ModelChoiceField(
         Campaign.objects.all(),
@@ -37,21 +41,21 @@ class RunForm(forms.Form):
         label=gettext_lazy("Campaign"),
         help_text=gettext_lazy("whose judgments are learned"),
     )
-    method = forms.ChoiceField(
-        choices=method_choices,
-        widget=UnfoldAdminSelectWidget({"data-reload": ""}),
-        label=gettext_lazy("Method"),
-        help_text=gettext_lazy("its parameters are below"),
-    )
+    method = forms.ChoiceField(choices=method_choices, widget=forms.RadioSelect, label=gettext_lazy("Method"))
 
-    def __init__(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Raises catalog.ParameterError when there is no such method."""
+    def __init__(self, method: str, *args: Any, params: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """`params`: what the fields begin with, where it is not the default; a parameter of another method is left out.
+
+        Raises catalog.ParameterError when there is no such method.
+        """
         super().__init__(*args, **kwargs)
-        self.params = catalog.get(method).params
+        self.method = catalog.get(method)
         self.initial.setdefault("method", method)
-        hints = get_type_hints(self.params)
-        for parameter in fields(self.params):
+        hints = get_type_hints(self.method.params)
+        for parameter in fields(self.method.params):
             self.fields[parameter.name] = field_of(parameter, hints[parameter.name])
+            if params and parameter.name in params:
+                self.initial[parameter.name] = params[parameter.name]
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
@@ -59,18 +63,64 @@ class RunForm(forms.Form):
             try:
                 catalog.parse(cleaned["method"], self.parameters())
             except catalog.ParameterError as error:
-                raise forms.ValidationError(str(error)) from error
+                self.add_error(self._named_in(str(error)), str(error))
         return cleaned
 
+    def _named_in(self, sentence: str) -> str | None:
+        """The parameter that an error of the catalog is about."""
+        return next((f.name for f in fields(self.method.params) if re.search(rf"\b{f.name}\b", sentence)), None)
+
     def parameters(self) -> dict[str, Any]:
-        return {parameter.name: self.cleaned_data[parameter.name] for parameter in fields(self.params)}
+        return {parameter.name: self.cleaned_data[parameter.name] for parameter in fields(self.method.params)}
 
     def own(self) -> list[forms.BoundField]:
         """The fields of parameters that this method has and others may not."""
-        return [field for field in self if field.name not in _common() | {"campaign", "method"}]
+        return [field for field in self._of_parameters() if field.name not in _common()]
 
-    def common(self) -> list[forms.BoundField]:
-        return [field for field in self if field.name in _common()]
+    def first(self) -> list[forms.BoundField]:
+        """Of those that every method has, the ones that people change."""
+        return [self[name] for name in COMMON_FIRST if name in self.fields]
+
+    def rest(self) -> list[forms.BoundField]:
+        return [field for field in self._of_parameters() if field.name in _common() - set(COMMON_FIRST)]
+
+    def has_errors_in_rest(self) -> bool:
+        return any(field.errors for field in self.rest())
+
+    def _of_parameters(self) -> list[forms.BoundField]:
+        return [self[parameter.name] for parameter in fields(self.method.params)]
+
+
+class RunNoteForm(forms.ModelForm):
+    """What people want to remember of a run, and words to find it by."""
+
+    tags = forms.CharField(
+        required=False,
+        label=gettext_lazy("Tags"),
+        help_text=gettext_lazy("words with commas between them, such as baseline, beta sweep"),
+        widget=UnfoldAdminTextInputWidget({"autocomplete": "off"}),
+    )
+
+    class Meta:
+        model = Run
+        fields = ("tags", "notes")
+        labels = {"notes": gettext_lazy("Notes")}
+        help_texts = {"notes": ""}
+        widgets = {"notes": UnfoldAdminTextareaWidget({"rows": 3, "maxlength": 10_000})}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["notes"].required = False
+        self.initial["tags"] = ", ".join(self.instance.tags)
+
+    def clean_tags(self) -> list[str]:
+        words = [" ".join(tag.lower().split()) for tag in self.cleaned_data["tags"].split(",")]
+        tags = list(dict.fromkeys(word for word in words if word))
+        if len(tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in tags):
+            raise forms.ValidationError(
+                _("At most %(n)d tags of at most %(length)d characters.") % {"n": MAX_TAGS, "length": MAX_TAG_LENGTH}
+            )
+        return tags
 
 
 def field_of(parameter: "Parameter[Any]", kind: type) -> forms.Field:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from django.db import connections
 
-from training import attempts
+from training import attempts, curves
 from training.models import Run
 
 P = ParamSpec("P")
@@ -60,7 +60,8 @@ def log_of(run: Run) -> str:
 def lines_after(run_id: int, step: int) -> list[dict[str, Any]]:
     """The run's metric lines after a step, at most MAX_LINES of them."""
     run = Run(pk=run_id)
-    return list(run.metrics.filter(step__gt=step).values_list("values", flat=True)[:MAX_LINES])
+    lines = run.metrics.filter(step__gt=step).values_list("values", flat=True)[:MAX_LINES]
+    return [curves.with_rate(line) for line in lines]
 
 
 class _Feed:

@@ -23,7 +23,8 @@ def test_it_has_a_field_with_default_and_sentence_for_every_parameter(method: st
         field = form.fields[parameter.name]
         assert field.initial == parameter.default
         assert str(field.help_text).startswith(parameter.metadata["help"])
-    assert {f.name for f in form.own()} | {f.name for f in form.common()} | {"campaign", "method"} == set(form.fields)
+    shown = [f.name for f in (form["campaign"], form["method"], *form.first(), *form.own(), *form.rest())]
+    assert sorted(shown) == sorted(form.fields), "each field once"
     bound = RunForm(method, data_of(form))
     assert bound.is_valid(), bound.errors
     assert catalog.parse(method, bound.parameters()) == catalog.METHODS[method].params()

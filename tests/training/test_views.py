@@ -10,6 +10,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from django.utils.html import escape
 from pytest_django import Settings
 
 from labeling.models import Campaign
@@ -17,7 +18,7 @@ from serving import adapters
 from serving.models import Adapter, Deployment
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
 from tests.training.rows import NOW, add_campaign, add_judged
-from training import attempts, runs
+from training import attempts, catalog, runs
 from training.models import Evaluation, Metric, Run
 
 pytestmark = pytest.mark.django_db
@@ -30,14 +31,17 @@ GET_VIEWS = {
     "training_run_curves": "view_run",
     "training_run_csv": "view_run",
     "training_run_jsonl": "view_run",
+    "training_run_compare": "view_run",
+    "training_run_estimate": "add_run",
 }
 POST_VIEWS = {
     "training_run_cancel": "change_run",
+    "training_run_annotate": "change_run",
     "training_run_retry": "add_run",
     "training_run_publish": "change_deployment",
     "training_run_rollback": "change_deployment",
 }
-WITHOUT_RUN = {"training_run_add", "training_run_rollback"}
+WITHOUT_RUN = {"training_run_add", "training_run_rollback", "training_run_compare", "training_run_estimate"}
 
 
 @pytest.fixture
@@ -116,6 +120,77 @@ def test_it_says_which_field_is_wrong(admin_client: Client, campaign: Campaign) 
     assert not Run.objects.exists()
 
 
+def test_it_says_at_the_field_what_the_catalog_has_against_it(admin_client: Client, campaign: Campaign) -> None:
+    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": campaign.pk, "method": "cdpo"})
+    fields = {name: value for name, value in _initial(page.context["form"]).items() if value is not False}
+    page = admin_client.post(reverse("admin:training_run_add"), fields | {"flip_rate": "-0.5", "warmup": "5"})
+    assert set(page.context["form"].errors) == {"warmup"}
+    assert b'<details class="al-fold" open>' in page.content, "the error is not folded away"
+    page = admin_client.post(reverse("admin:training_run_add"), fields | {"flip_rate": "-0.5"})
+    assert set(page.context["form"].errors) == {"flip_rate"}
+
+
+@pytest.mark.parametrize("preset", catalog.PRESETS)
+def test_it_fills_in_a_preset(admin_client: Client, campaign: Campaign, preset: str) -> None:
+    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": campaign.pk, "preset": preset})
+    shown = _initial(page.context["form"])
+    wanted = catalog.to_dict(catalog.METHODS["dpo"].params()) | catalog.PRESETS[preset].params
+    assert {name: shown[name] for name in wanted} == wanted
+    assert page.content.count(b'aria-pressed="true"') == 1
+
+
+def test_it_clones_a_run(admin_client: Client, campaign: Campaign) -> None:
+    origin = runs.create(campaign, "rpo", {"beta": 0.4, "nll_weight": 0.7, "rslora": False})
+    runs.request_cancel(origin, NOW)
+    page = admin_client.get(reverse("admin:training_run_add"), {"clone": origin.pk})
+    shown = _initial(page.context["form"])
+    assert (shown["campaign"], shown["method"]) == (campaign.pk, "rpo")
+    assert {name: shown[name] for name in origin.params} == origin.params
+    fields = {name: value for name, value in shown.items() if value is not False}
+    admin_client.post(reverse("admin:training_run_add"), fields)
+    again = Run.objects.latest("pk")
+    assert (again.pk != origin.pk, again.params, again.retry_of) == (True, origin.params, None)
+    for text in ("x", "²", "9" * 30):
+        assert admin_client.get(reverse("admin:training_run_add"), {"clone": text}).status_code == 200
+
+
+def test_it_keeps_of_a_clone_what_another_method_has_too(admin_client: Client, campaign: Campaign) -> None:
+    origin = runs.create(campaign, "rpo", {"beta": 0.4, "nll_weight": 0.7})
+    page = admin_client.get(reverse("admin:training_run_add"), {"clone": origin.pk, "method": "dpo"})
+    shown = _initial(page.context["form"])
+    assert (shown["beta"], "nll_weight" in shown) == (0.4, False)
+
+
+def test_it_offers_every_method_by_what_it_learns_from(admin_client: Client, campaign: Campaign) -> None:
+    page = admin_client.get(reverse("admin:training_run_add"))
+    offered = [method.name for _words, methods in page.context["choices"] for method in methods]
+    assert sorted(offered) == sorted(catalog.METHODS)
+    for method in catalog.METHODS.values():
+        assert escape(method.use) in page.content.decode()
+
+
+def test_it_keeps_notes_and_tags(admin_client: Client, run: Run) -> None:
+    annotate = reverse("admin:training_run_annotate", args=[run.pk])
+    admin_client.post(annotate, {"notes": "The one <b>to beat</b>.", "tags": " Baseline,beta  SWEEP, baseline,, "})
+    run.refresh_from_db()
+    assert (run.notes, run.tags) == ("The one <b>to beat</b>.", ["baseline", "beta sweep"])
+    page = admin_client.get(reverse("admin:training_run_change", args=[run.pk])).content
+    assert b"baseline, beta sweep" in page
+    assert b"<b>to beat" not in page
+    answer = admin_client.post(annotate, {"notes": "", "tags": "x" * 31}, follow=True)
+    assert b"At most 10 tags" in answer.content
+    run.refresh_from_db()
+    assert run.tags == ["baseline", "beta sweep"]
+
+
+def test_it_finds_runs_by_tag(admin_client: Client, run: Run) -> None:
+    other = Run.objects.create(campaign=add_campaign(), method="dpo", status="failed", tags=["größer", "x"])
+    Run.objects.create(campaign=add_campaign(), method="dpo", status="failed", tags=["größ"])
+    page = admin_client.get(reverse("admin:training_run_changelist"), {"tag": "größer"})
+    assert list(page.context["cl"].queryset) == [other]
+    assert len(admin_client.get(reverse("admin:training_run_changelist")).context["cl"].queryset) == 3
+
+
 def test_it_says_that_a_run_is_active_already(admin_client: Client, run: Run) -> None:
     form = admin_client.get(reverse("admin:training_run_add"), {"campaign": run.campaign_id}).context["form"]
     fields = {name: value for name, value in _initial(form).items() if value is not False}
@@ -175,7 +250,7 @@ def test_it_asks_for_a_reason_only_when_the_gate_did_not_pass(admin_client: Clie
     content = admin_client.get(page).content
     assert b'name="reason"' not in content
     assert b"better by 4.1 points" in content
-    assert content.index(b"snapshot</dt>") < content.index(b"3 min 20 s")
+    assert content.index(b"freeze the judgments") < content.index(b"3 min 20 s")
 
 
 def test_it_publishes_nothing_without_the_reason(admin_client: Client, run: Run) -> None:

@@ -1,5 +1,7 @@
 """How runs are shown: `{% load training %}`."""
 
+from typing import Any
+
 from django import template
 from django.utils.translation import gettext as _
 
@@ -45,3 +47,33 @@ def duration(seconds: float | None) -> str:
 def points(share: float | None) -> str:
     """A share from 0 to 1 in per cent with one decimal."""
     return f"{share * 100:.1f} %" if isinstance(share, int | float) else "–"
+
+
+@register.filter
+def signed_points(share: float | None) -> str:
+    """A difference of shares in points, always with its sign."""
+    return f"{share * 100:+.1f}".replace("-", "−") if isinstance(share, int | float) else "–"
+
+
+@register.filter
+def figure(value: Any) -> str:
+    """A figure of any size in at most four digits; a dash for none, and for lists what they hold."""
+    if isinstance(value, bool) or value is None:
+        return {True: _("yes"), False: _("no"), None: "–"}[value]
+    if isinstance(value, list | tuple):
+        return " … ".join(figure(one) for one in value)
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    return str(value)
+
+
+@register.filter
+def took(run: Run) -> float | None:
+    """Seconds from its first start to its end."""
+    return (run.finished_at - run.started_at).total_seconds() if run.started_at and run.finished_at else None
+
+
+@register.simple_tag
+def replaced(rows: Any, key: Any) -> Any:
+    """rows[key], where key is a variable; None without."""
+    return rows.get(key)
