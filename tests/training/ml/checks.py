@@ -1,20 +1,26 @@
 """Checks of the mathematics as plain functions: the tests call them, and test_mutations calls them on planted mistakes."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from tests.training.ml import formulas
-from tests.training.ml.cases import POLICY_METHODS, examples_for, make_learner, shake, some_pairs
+from tests.training.ml.cases import POLICY_METHODS, examples_for, make_learner, shake, some_pairs, write_snapshot
+from tests.training.ml.cases import line as case_line
 from training import catalog
-from training.ml import batches, logprobs, loop, losses, policy, rows
-from training.ml.data import Example, Single
+from training.ml import batches, data, logprobs, loop, losses, policy, rows, scores
+from training.ml.data import Example, Pair, Single
 from training.ml.losses import Logps, PairLogps, ResponseLogps
+from training.ml.progress import Progress
 from training.ml.rows import Tokens
+from training.ml.scores import Memory
 from training.ml.watch import Watch
 
 # Parameters that leave nothing of a loss out, beside the defaults.
@@ -229,3 +235,26 @@ def weighs_examples(base: policy.Base, method: str, watch: Watch) -> None:
     assert alone.any()
     weighed = gradient(learner, [replace(first, weight=3.0), replace(second, weight=0.0)], watch)
     torch.testing.assert_close(weighed, 1.5 * alone, rtol=1e-9, atol=1e-13)
+
+
+def reads_what_people_saw(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prompt and response are the tokens of the chat template, up to the end of the turn, and nobody changes sides."""
+    line = case_line(1, prompt="Hello there", chosen="Good morning.", rejected="Go away.")
+    (found,) = data.read(write_snapshot(folder, [line], []), tokenizer, 512).train
+    assert isinstance(found, Pair)
+    for text, tokens in (("Good morning.", found.chosen), ("Go away.", found.rejected)):
+        turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": text}]
+        whole = tokenizer.apply_chat_template(turns, return_dict=False)
+        assert [*found.prompt, *tokens] == whole[: len(found.prompt) + len(tokens)]
+        assert tokens[-1] == tokenizer.eos_token_id
+    halves = {half.response: half.is_good for half in data.split(found)}
+    assert halves == {found.chosen: True, found.rejected: False}
+
+
+def starts_at_ln_2(base: policy.Base, folder: Path, watch: Watch) -> None:
+    """With a new adapter policy and reference agree to the last bit, whatever they are packed with."""
+    pairs = some_pairs()
+    memory = Memory(folder, "base")
+    known = scores.score(base.model, pairs, memory, budget=40, watch=watch, progress=Progress())
+    learner, _ = make_learner(base, pairs, reference=known)
+    assert abs(loop.accumulate(learner, pairs, watch)["loss"] - math.log(2)) < 1e-7

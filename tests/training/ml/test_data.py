@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from tests.training.ml import checks
 from tests.training.ml.cases import line, pair, some_pairs, some_singles, write_snapshot
 from training import catalog
 from training.ml import data, lines
@@ -49,11 +50,7 @@ def test_it_renders_a_prompt_with_the_chat_template_and_a_turn_to_answer(
 
 
 def test_it_joins_prompt_and_response_as_the_template_does(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    found = read_one(tmp_path, tokenizer, prompt="Hello there", chosen="Good morning.")
-    turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Good morning."}]
-    whole = tokenizer.apply_chat_template(turns, return_dict=False)
-    assert [*found.prompt, *found.chosen] == whole[: len(found.prompt) + len(found.chosen)]
-    assert found.chosen[-1] == tokenizer.eos_token_id
+    checks.reads_what_people_saw(tmp_path, tokenizer)
 
 
 def test_it_takes_a_special_tokens_name_in_a_response_for_text(
