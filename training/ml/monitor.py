@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from training.ml import signals
-from training.ml.signals import Figures, Finding, Limits, Mean, State, fast, loss_sum_after, mean, spike_room
+from training.ml.signals import Figures, Finding, Limits, Mean, State, fast, loss_sum_after, mean
 
 SKIP, HALVE, ANCHOR, BACK, STOP = ACTIONS = ("skip_step", "halve_rate", "raise_anchor", "roll_back", "stop")
 NOTHING, RELAX = "none", "relax"  # an alarm that changes nothing; the way back down
@@ -152,10 +152,10 @@ class Monitor:
         return Alarm(signal.name, value, limit, action, f"{what}; {REMEDIES[action]}.")
 
     def _learn(self, figures: Figures) -> None:
-        """Takes the step into the means; an outlier enters as the limit, so that a lasting change is accepted in time."""
+        """Takes the step into the means; an outlier enters cut down, so that a lasting change is accepted in time."""
         state, limits = self.state, self.limits
         if norm := figures.get("grad_norm"):
-            most = state.norm.value + spike_room(state, limits) if state.norm.n >= limits.history else math.inf
+            most = state.norm.value + math.log(limits.spike) / 2 if state.norm.n >= limits.history else math.inf
             state.norm.add(min(math.log(norm), most))
         if (loss := figures.get("loss")) is not None:
             state.loss_sum = loss_sum_after(state, figures, limits)

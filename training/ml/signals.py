@@ -158,7 +158,7 @@ def drift(state: State, figures: Figures, limits: Limits) -> Finding | None:
 
 
 def saturation(state: State, figures: Figures, limits: Limits) -> Finding | None:
-    if state.margin_fast.n < 2 * limits.history or state.accuracy.value < 0.99:
+    if state.margin_fast.n < 2 * limits.history or state.accuracy.value < 0.98:
         return None
     if state.margin_fast.value <= limits.margin:
         return None
