@@ -1,12 +1,28 @@
-"""Held-out pairs under the new adapter and the incumbent: the evidence for the gate."""
+"""The evidence for the gate: held-out pairs under the new adapter and the incumbent, and how each version behaves."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from training.ml.data import Pair
-from training.ml.scores import Scores
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from training.ml import behaviour, conduct, win_rate
+from training.ml.conduct import Question
+from training.ml.data import Pair, end_of_turn
+from training.ml.scores import Alone, Scores
 
 
-def margins(pairs: list[Pair], policy: Scores, reference: Scores, beta: float) -> list[float]:
+@dataclass(frozen=True)
+class Version:
+    """What was measured of the base, the incumbent or the new adapter."""
+
+    scores: Scores  # of the responses of the held-out pairs
+    responses: list[list[int]]  # one to each question
+    perplexity: float  # of neutral texts
+
+
+def margins(pairs: Sequence[Pair], policy: Scores, reference: Scores, beta: float) -> list[float]:
     """beta * (log-ratio of the chosen − log-ratio of the rejected response) per pair: > 0 where the policy agrees."""
     return [
         beta
@@ -18,20 +34,84 @@ def margins(pairs: list[Pair], policy: Scores, reference: Scores, beta: float) -
     ]
 
 
-def report(pairs: list[Pair], new: list[float], incumbent: list[float]) -> dict[str, Any]:
-    """What evaluation.json holds."""
+def kl_chosen(pairs: Sequence[Pair], policy: Scores, reference: Scores) -> float | None:
+    """Mean log-ratio per token of the chosen responses, in nats; below zero where they have become less likely."""
+    total = sum(policy[pair.prompt, pair.chosen] - reference[pair.prompt, pair.chosen] for pair in pairs)
+    return total / sum(len(pair.chosen) for pair in pairs) if pairs else None
+
+
+def report(pairs: Sequence[Pair], new: Sequence[float], incumbent: Sequence[float]) -> list[dict[str, Any]]:
+    """What evaluation.json holds of each held-out pair."""
+    return [
+        {
+            "pair": pair.id,
+            "prompt_sha256": pair.prompt_sha256,
+            "label": pair.label,
+            "weight": pair.weight,
+            "margin": new_margin,
+            "incumbent_margin": incumbent_margin,
+            "chars_chosen": pair.n_chars_chosen,
+            "chars_rejected": pair.n_chars_rejected,
+        }
+        for pair, new_margin, incumbent_margin in zip(pairs, new, incumbent, strict=True)
+    ]
+
+
+def describe(
+    versions: Mapping[str, Version], asked: Sequence[Question], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Figures of behaviour by version ("new", "base", "incumbent"), and what each answered to each question."""
+    end = end_of_turn(tokenizer)
+    responses = {name: version.responses for name, version in versions.items()}
+    texts = {name: _texts(found, tokenizer) for name, found in responses.items()}
     return {
-        "heldout": [
-            {
-                "pair": pair.id,
-                "prompt_sha256": pair.prompt_sha256,
-                "label": pair.label,
-                "weight": pair.weight,
-                "margin": new_margin,
-                "incumbent_margin": incumbent_margin,
-                "chars_chosen": pair.n_chars_chosen,
-                "chars_rejected": pair.n_chars_rejected,
-            }
-            for pair, new_margin, incumbent_margin in zip(pairs, new, incumbent, strict=True)
-        ]
+        "n_tokens": conduct.N_TOKENS,
+        "temperature": conduct.TEMPERATURE,
+        "seed": conduct.SEED,
+        "length": _each(behaviour.mean_length, responses),
+        "unfinished": _each(lambda found: behaviour.unfinished(found, end), responses),
+        "repetition": _each(behaviour.repetition, responses),
+        "distinct_2": _each(behaviour.distinct, responses),
+        "refusal_rate": _each(behaviour.refusal_rate, {name: _fixed(found, asked) for name, found in texts.items()}),
+        "perplexity": {name: version.perplexity for name, version in versions.items()},
+        "samples": [_sample(i, question, responses, texts) for i, question in enumerate(asked)],
+    }
+
+
+def alone(asked: Sequence[Question], version: Version) -> list[Alone]:
+    """A version's responses as items to be scored."""
+    return [Alone(question.prompt, tuple(found)) for question, found in zip(asked, version.responses, strict=True)]
+
+
+def compare(new: Sequence[Alone], other: Sequence[Alone], rewards: Scores) -> dict[str, Any]:
+    """The win rate of `new` against the `other` version's responses to the same prompts, by rewards in logits."""
+
+    def lengths(items: Sequence[Alone]) -> Any:
+        return np.array([float(len(item.response)) for item in items])
+
+    gained = [rewards[a.prompt, a.response] - rewards[b.prompt, b.response] for a, b in zip(new, other, strict=True)]
+    return win_rate.measure(np.array(gained), lengths(new), lengths(other))
+
+
+def _each(figure: Callable[[Any], float], found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: figure(responses) for name, responses in found.items()}
+
+
+def _texts(responses: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [str(tokenizer.decode(list(response), skip_special_tokens=True)).strip() for response in responses]
+
+
+def _fixed(texts: Sequence[str], asked: Sequence[Question]) -> list[str]:
+    """Those to the prompts that nobody needs to decline; what a campaign asks may be for declining."""
+    return [text for text, question in zip(texts, asked, strict=True) if question.is_fixed]
+
+
+def _sample(
+    i: int, question: Question, responses: Mapping[str, Sequence[Sequence[int]]], texts: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    return {
+        "prompt": question.messages,
+        "is_fixed": question.is_fixed,
+        "n_tokens": {name: len(found[i]) for name, found in responses.items()},
+        **{name: found[i] for name, found in texts.items()},
     }

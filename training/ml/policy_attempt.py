@@ -7,8 +7,9 @@ from typing import Any
 from peft import PeftModel
 
 from training import catalog
-from training.ml import adapter, batches, evaluate, files, losses, optim, policy, probes, rows, scores
+from training.ml import adapter, batches, files, losses, optim, policy, probes, rows, scores
 from training.ml.attempt import BUDGET, Attempt
+from training.ml.evidence import Examiner
 from training.ml.loop import Learner
 from training.ml.progress import TRAIN_COST
 from training.ml.rows import Item
@@ -70,11 +71,7 @@ class PolicyAttempt(Attempt):
         self.watch.phase("Done")
 
     def evaluate(self, sha256: str, learner: Learner) -> dict[str, Any]:
-        pairs, reference, beta = self.pairs.heldout, learner.reference, learner.beta
-        new = evaluate.margins(pairs, self.score(pairs, self.memory(sha256)), reference, beta)
-        old = [0.0] * len(pairs)
-        if self.job.incumbent:
-            known_as = hashlib.sha256((self.job.incumbent / "adapter_model.safetensors").read_bytes()).hexdigest()
-            with policy.incumbent(self.model, self.job.incumbent):
-                old = evaluate.margins(pairs, self.score(pairs, self.memory(known_as)), reference, beta)
-        return evaluate.report(pairs, new, old)
+        examiner = Examiner(
+            self.base, self.model, self.job, self.pairs.heldout, self.score, self.watch, self.progress, BUDGET
+        )
+        return examiner.examine(sha256, learner.reference, learner.beta)

@@ -14,15 +14,15 @@ import torch
 
 from tests.training.ml.cases import line, read_json, read_metrics, write_attempt, write_lease, write_snapshot
 from training import catalog
-from training.ml import train
+from training.ml import conduct, train
 
 
 @contextmanager
 def at_pass(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
     """Calls act before the number-th forward pass of a run; yields what is filled with the tokens of each pass.
 
-    Of the runs here passes 1 to 3 check the model, 4 and 5 are the reference's, 6 to 11 steps, 12 evaluates, 13 and 14
-    are probes.
+    Of the runs here passes 1 to 3 check the model, 4 and 5 are the reference's, 6 to 11 steps; then the new
+    adapter's held-out pairs and neutral texts, its samples, those of the base, the divergence, and two passes of probes.
     """
     passes: list[int] = []
 
@@ -109,14 +109,16 @@ def test_it_computes_no_reference_scores_in_a_second_run(finished: Path, tiny_mo
 
     root = copy_of(finished, tmp_path)
     first, second = (passes(write_attempt(root, tiny_model_dir, n, params={"epochs": 0.01})) for n in (1, 2))
-    # The adapter is the same one as before, so its scores are known too: left are the check, the step and the probes.
-    assert (first, second) == (3 + 2 + 1 + 1 + 2, 3 + 1 + 2)
+    # The adapter is the same one as before, so its scores and samples are known too: left are the check, the step, four
+    # packs of samples under policy and base for the divergence, and the probes.
+    assert second == 3 + 1 + 2 * 4 + 2
+    assert first > second + 2 * conduct.N_TOKENS
 
 
 @pytest.mark.parametrize(
     "number",
-    [1, 5, 6, 9, 12, 13],
-    ids=["loading", "reference", "step 1", "step 4", "evaluating", "probing"],
+    [1, 5, 6, 9, 12, 150],
+    ids=["loading", "reference", "step 1", "step 4", "evaluating", "sampling"],
 )
 def test_it_gives_the_undisturbed_adapter_after_a_stop_anywhere(
     finished: Path, tiny_model_dir: Path, tmp_path: Path, number: int

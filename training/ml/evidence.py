@@ -1,0 +1,79 @@
+"""Gathers what evaluation.json holds: every version is asked the same, the reward model judges, KL is measured."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+
+from training.ml import conduct, divergence, evaluate, lines, policy, reward
+from training.ml.conduct import Question
+from training.ml.data import Pair
+from training.ml.evaluate import Version
+from training.ml.jobs import Job
+from training.ml.policy import Base
+from training.ml.progress import Progress
+from training.ml.rows import Item
+from training.ml.scores import Alone, Memory, Scores
+from training.ml.watch import Watch
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """What the examination of a trained model takes."""
+
+    base: Base
+    model: PeftModel  # the new adapter is active
+    job: Job
+    heldout: Sequence[Pair]
+    score: Callable[[Sequence[Item], Memory], Scores]  # of the version that is active
+    watch: Watch
+    progress: Progress
+    budget: int  # tokens per pass
+
+    def examine(self, sha256: str, reference: Scores, beta: float) -> dict[str, Any]:
+        """All of evaluation.json. `sha256`: the new adapter's; `reference` knows the base's scores of the held-out pairs."""
+        pairs = self.heldout
+        asked = conduct.questions(self.base.tokenizer, lines.pairs(self.job.snapshot / "heldout.jsonl"), pairs)
+        versions = self._observe_all(sha256, asked)
+        new, old = versions["new"], versions.get("incumbent")
+        answers = evaluate.alone(asked, new)
+        measured = {
+            "kl": divergence.per_token(self.model, self.base.model, answers, self.budget),
+            "kl_chosen": evaluate.kl_chosen(pairs, new.scores, reference),
+            "win_rate": self._judge(answers, evaluate.alone(asked, old or versions["base"])),
+        }
+        new_margins = evaluate.margins(pairs, new.scores, reference, beta)
+        old_margins = evaluate.margins(pairs, old.scores if old else reference, reference, beta)
+        return {
+            "heldout": evaluate.report(pairs, new_margins, old_margins),
+            "policy": evaluate.describe(versions, asked, self.base.tokenizer) | measured,
+        }
+
+    def _observe_all(self, sha256: str, asked: Sequence[Question]) -> dict[str, Version]:
+        versions = {"new": self._observe(sha256, asked)}
+        with self.model.disable_adapter():
+            versions["base"] = self._observe("base", asked)
+        if self.job.incumbent:
+            known_as = hashlib.sha256((self.job.incumbent / "adapter_model.safetensors").read_bytes()).hexdigest()
+            with policy.incumbent(self.model, self.job.incumbent):
+                versions["incumbent"] = self._observe(known_as, asked)
+        return versions
+
+    def _observe(self, who: str, asked: Sequence[Question]) -> Version:
+        """What is measured of the version that is active, known as `who`."""
+        neutral = conduct.neutral_items(self.base.tokenizer)
+        memory = Memory(self.job.cache, f"{self.base.path_key} {who}")
+        scores = self.score([*self.heldout, *neutral], memory)
+        self.watch.check()
+        responses = conduct.respond(self.base, who, asked, self.job.cache)
+        return Version(scores, responses, conduct.perplexity(neutral, scores))
+
+    def _judge(self, new: Sequence[Alone], other: Sequence[Alone]) -> dict[str, Any] | None:
+        """The win rate by the campaign's reward model; None where it has none. Raises TrainingError if it is broken."""
+        if self.job.reward_model is None:
+            return None
+        judge = reward.load(self.base, self.job.reward_model)
+        rewards = reward.score(judge, [*new, *other], self.job.cache, self.budget, self.watch, self.progress)
+        return evaluate.compare(new, other, rewards) | {"reward_model": judge.sha256}
