@@ -44,7 +44,7 @@ class Common:
         "begin from the base on all judgments, or continue the incumbent with replay",
         choices=("base", "incumbent"),
     )
-    epochs: float = param(1.0, "passes over the training pairs", low=0.01, high=50)
+    epochs: float = param(1.0, "passes over what is learned from", low=0.01, high=50)
     learning_rate: float = param(1e-4, "peak learning rate of AdamW", low=1e-8, high=1e-1)
     warmup: float = param(0.1, "share of steps with a rising rate", low=0, high=0.9)
     schedule: str = param("cosine", "how the rate falls after warm-up", choices=("constant", "linear", "cosine"))
@@ -280,6 +280,12 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("balanced", "Balanced", "the defaults", {}),
+        Preset(
+            "fast",
+            "Fast",
+            "only the top third of the layers learns: several times as fast, in less memory, and learns a little less",
+            {"layers": "top_third"},
+        ),
         Preset(
             "careful",
             "Careful",

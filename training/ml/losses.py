@@ -105,15 +105,15 @@ Loss = Callable[[Any, Any], torch.Tensor]  # (logps of the method's source, its 
 def dpo(logps: PairLogps, params: DPO) -> torch.Tensor:
     """−p log σ(g) − (1−p) log σ(−g): Rafailov et al. 2023, arXiv 2305.18290, eq. 7.
 
-    g = βh − δm, with δ = margin_scale and m the grade: the offset of ODPO, Amini et al. 2024, arXiv 2402.10571, eq. 8
-    (Llama 2's margin, arXiv 2307.09288, eq. 2, is the same for rewards). As a shift of the gap it leaves the loss a
+    g = βh − δm, with δ = margin_scale and m the grade: the offset of ODPO, Amini et al. 2024, arXiv 2402.10571,
+    section 3 (Llama 2's margin, arXiv 2307.09288, eq. 2, is the same for rewards). As a shift of the gap it leaves the loss a
     proper likelihood of soft labels.
     """
     return _sigmoid_loss(_reward_gap(logps, params), logps.label)
 
 
 def cdpo(logps: PairLogps, params: FlippedDPO) -> torch.Tensor:
-    """DPO with p(1−ε) + (1−p)ε for p, ε = flip_rate: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3."""
+    """DPO with p(1−ε) + (1−p)ε for p, ε = flip_rate: Mitchell 2023, "A note on DPO with noisy preferences"."""
     p = logps.label * (1 - params.flip_rate) + (1 - logps.label) * params.flip_rate
     return _sigmoid_loss(_reward_gap(logps, params), p)
 
@@ -139,7 +139,7 @@ def ipo(logps: PairLogps, params: IPO) -> torch.Tensor:
 
 
 def hinge(logps: PairLogps, params: DPO) -> torch.Tensor:
-    """p max(0, 1 − g) + (1−p) max(0, 1 + g), g as in DPO: Zhao et al. 2023 (SLiC-HF), arXiv 2305.10425, eq. 1.
+    """p max(0, 1 − g) + (1−p) max(0, 1 + g), g as in DPO: Zhao et al. 2023 (SLiC-HF), arXiv 2305.10425, section 2.
 
     On rewards relative to the reference, as Liu et al. 2023 (RSO), arXiv 2309.06657, section 3.2.
     """
