@@ -14,7 +14,7 @@ from django.db.models import Count, F, Q
 from labeling import votes
 from labeling.models import Campaign, Judgment, Purpose
 from training import split
-from training.lines import TIE, Line, Lines, is_usable
+from training.lines import TIE, Line, Lines, Row, is_usable
 
 FORMAT = 2
 MIN_MEASURED = 20  # answers, before a flip rate is told
@@ -57,7 +57,7 @@ def flip_rate(measured: Measured) -> float | None:
     return round(min(MAX_FLIP_RATE, (measured.n_wrong + measured.n_repeats * of_repeats) / n), 3)
 
 
-def count(rows: Collection[Judgment], lines: Lines, leaving: Collection[str] = ()) -> dict[str, Any]:
+def count(rows: Collection[Row], lines: Lines, leaving: Collection[str] = ()) -> dict[str, Any]:
     """The figures of the judgments that could be learned from. `used` plus all of `left_out` is `judgments`: each is
     accounted for exactly once.
     """
@@ -83,10 +83,10 @@ def count(rows: Collection[Judgment], lines: Lines, leaving: Collection[str] = (
     }
 
 
-def _why_not(row: Judgment, leaving: Collection[str]) -> str:
+def _why_not(row: Row, leaving: Collection[str]) -> str:
     if row.verdict == Verdict.SKIP:
         return "skip"
-    if row.comparison.prompt.sha256 in leaving:
+    if row.prompt_sha256 in leaving:
         return "near_duplicate"
     if row.verdict in (Verdict.PREFERENCE, Verdict.TIE) and not is_usable(row):
         return "no_pair"
@@ -101,18 +101,18 @@ def count_not_learned(campaign: Campaign, until: int) -> dict[str, int]:
     """Judgments of the campaign up to this number that no model may learn from, and why. One query."""
     in_force = Q(superseded_by=None) & ~Q(verdict=Verdict.RETRACTED)
     measures = Q(comparison__gold_ranks__isnull=False) | Q(purpose__in=(Purpose.GOLD, Purpose.REPEAT, Purpose.PRACTICE))
-    is_retracted = Q(verdict=Verdict.RETRACTED)
+    taken_back = Q(superseded_by__verdict=Verdict.RETRACTED)
     return Judgment.objects.filter(comparison__campaign=campaign, pk__lte=until).aggregate(
-        undone=Count("pk", filter=is_retracted & Q(retraction=None)),
-        retracted=Count("pk", filter=is_retracted & Q(retraction__isnull=False)),
-        revised=Count("pk", filter=Q(superseded_by__isnull=False) & ~Q(superseded_by__verdict=Verdict.RETRACTED)),
+        undone=Count("pk", filter=taken_back & Q(superseded_by__retraction=None)),
+        retracted=Count("pk", filter=taken_back & Q(superseded_by__retraction__isnull=False)),
+        revised=Count("pk", filter=Q(superseded_by__isnull=False) & ~taken_back),
         measures_people=Count("pk", filter=in_force & measures),
         too_late=Count("pk", filter=in_force & ~measures & Q(is_surplus=True)),
     )
 
 
 def describe(
-    campaign: Campaign, rows: Collection[Judgment], lines: Lines, counts: Mapping[str, Any], measured: Measured
+    campaign: Campaign, rows: Collection[Row], lines: Lines, counts: Mapping[str, Any], measured: Measured
 ) -> dict[str, Any]:
     """All of card.json but the files and their hash. Two queries."""
     until = max((row.pk for row in rows), default=0)
@@ -145,7 +145,7 @@ def _tally(values: Iterable[Any]) -> dict[str, int]:
     return {str(value): n for value, n in sorted(Counter(values).items(), key=lambda item: str(item[0]))}
 
 
-def _moment(rows: Collection[Judgment], pick: Any) -> str | None:
+def _moment(rows: Collection[Row], pick: Any) -> str | None:
     return pick(row.created_at for row in rows).isoformat() if rows else None
 
 

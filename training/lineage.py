@@ -33,6 +33,9 @@ class Pages:
     versions: int = 1
 
 
+FIRST_PAGES = Pages()
+
+
 @dataclass(frozen=True)
 class Held:
     """A snapshot, how many judgments it holds, and how many of those were taken back since it was made."""
@@ -114,16 +117,16 @@ class Upstream:
     judgments: Page[Judgment]
 
 
-def downstream(said: QuerySet[Judgment], pages: Pages = Pages()) -> Downstream:
+def downstream(said: QuerySet[Judgment], pages: Pages = FIRST_PAGES) -> Downstream:
     """Where judgments went: those of one (`Judgment.objects.filter(pk=…)`), of a person, of a retraction."""
     return _down(_holding(said), pages)
 
 
-def downstream_of_snapshot(snapshot: Snapshot, pages: Pages = Pages()) -> Downstream:
+def downstream_of_snapshot(snapshot: Snapshot, pages: Pages = FIRST_PAGES) -> Downstream:
     return _down(Snapshot.objects.filter(pk=snapshot.pk), pages)
 
 
-def upstream(adapter: Adapter, pages: Pages = Pages()) -> Upstream:
+def upstream(adapter: Adapter, pages: Pages = FIRST_PAGES) -> Upstream:
     """What a version learned from; of the base, nothing. Of a response: `upstream(response.adapter)`."""
     ancestors = _ancestors(adapter)
     runs = Run.objects.filter(adapter__in=ancestors)

@@ -4,8 +4,9 @@ written; rows and texts come in, dictionaries go out.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from labeling.models import Judgment, Purpose
 
@@ -14,6 +15,24 @@ LABEL_DIGITS = 6  # what a fit on another machine would agree on
 MIN_LINES = 4
 Verdict = Judgment.Verdict
 Line = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """What is read of a judgment, with its prompt. (Model instances of as many rows take four times as long.)"""
+
+    pk: int
+    comparison_id: int
+    annotator_id: int
+    purpose: str
+    verdict: str
+    ranks: dict[str, int]
+    strength: int | None
+    order: list[int]
+    edit_id: int | None
+    guidelines_version: int | None
+    created_at: datetime
+    prompt_sha256: str
+    messages: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ class Said:
     judgments: list[int] = field(default_factory=list)
     annotators: list[int] = field(default_factory=list)
 
-    def note(self, row: Judgment) -> None:
+    def note(self, row: Row) -> None:
         self.judgments.append(row.pk)
         self.annotators.append(row.annotator_id)
 
@@ -100,9 +119,9 @@ class Lines:
         return {pk for lines in (self.pairs, self.unpaired, self.edits) for line in lines for pk in line["judgments"]}
 
 
-def make(rows: Iterable[Judgment], sources: Sources, leaving: Collection[str] = ()) -> Lines:
+def make(rows: Iterable[Row], sources: Sources, leaving: Collection[str] = ()) -> Lines:
     """Every line that the judgments give, but of prompts (sha256) that are `leaving`. The order of rows makes no difference."""
-    rows = [row for row in sorted(rows, key=lambda row: row.pk) if row.comparison.prompt.sha256 not in leaving]
+    rows = [row for row in sorted(rows, key=lambda row: row.pk) if row.prompt_sha256 not in leaving]
     return Lines(
         [to_pair_line(pair, sources) for pair in derive_pairs(rows)],
         [to_unpaired_line(one, sources) for one in derive_thumbs(rows) if one.balance],
@@ -129,39 +148,38 @@ USABLE: dict[str, Callable[[Line], bool]] = {
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
-def is_usable(row: Judgment) -> bool:
+def is_usable(row: Row) -> bool:
     """Whether a judgment says anything about a pair."""
     return row.verdict in (Verdict.PREFERENCE, Verdict.TIE) and len(row.ranks) > 1
 
 
-def derive_pairs(rows: Iterable[Judgment]) -> list[Pair]:
+def derive_pairs(rows: Iterable[Row]) -> list[Pair]:
     """Every pair of ranked responses of every judgment, votes on the same two responses put together."""
     rows = [row for row in rows if is_usable(row)]
     best = _decided(rows)
     pairs: dict[tuple[int, int], Pair] = {}
     for row in rows:
-        prompt = row.comparison.prompt
         ranks = _with_edit(row, best.get(row.comparison_id))
         for first, second in combinations(sorted(ranks), 2):
-            new = Pair(prompt.sha256, prompt.messages, first=first, second=second)
+            new = Pair(row.prompt_sha256, row.messages, first=first, second=second)
             _vote(pairs.setdefault((first, second), new), row, ranks)
     return [pairs[key] for key in sorted(pairs)]
 
 
-def _decided(rows: Iterable[Judgment]) -> dict[int, set[int]]:
+def _decided(rows: Iterable[Row]) -> dict[int, set[int]]:
     """Comparison → the responses that a reviewer decided for, where one ranked them."""
     return {row.comparison_id: _best(row) for row in rows if row.purpose == Purpose.ADJUDICATION and row.ranks}
 
 
-def _best(row: Judgment) -> set[int]:
+def _best(row: Row) -> set[int]:
     return {int(response) for response, rank in row.ranks.items() if rank == min(row.ranks.values())}
 
 
-def _is_overruled(row: Judgment, decided: set[int] | None) -> bool:
+def _is_overruled(row: Row, decided: set[int] | None) -> bool:
     return decided is not None and not _best(row) <= decided
 
 
-def _with_edit(row: Judgment, decided: set[int] | None) -> dict[int, int]:
+def _with_edit(row: Row, decided: set[int] | None) -> dict[int, int]:
     """Response id → rank; a response improved by hand comes before the one that it was made of: edited > chosen >
     rejected, as in Llama 3 (2407.21783, section 4.2.1). Not where a reviewer decided for another response.
     """
@@ -169,7 +187,7 @@ def _with_edit(row: Judgment, decided: set[int] | None) -> dict[int, int]:
     return ranks if row.edit_id is None or _is_overruled(row, decided) else {**ranks, row.edit_id: 0}
 
 
-def _vote(pair: Pair, row: Judgment, ranks: dict[int, int]) -> None:
+def _vote(pair: Pair, row: Row, ranks: dict[int, int]) -> None:
     """The strength that was given is of the responses shown, not of an edit."""
     first, second = ranks[pair.first], ranks[pair.second]
     sign = (first < second) - (first > second)
@@ -218,7 +236,7 @@ def to_pair_line(pair: Pair, sources: Sources) -> Line:
 SIGNS = {Verdict.GOOD: 1, Verdict.BAD: -1, Verdict.BOTH_BAD: -1}
 
 
-def derive_thumbs(rows: Iterable[Judgment]) -> list[Thumbs]:
+def derive_thumbs(rows: Iterable[Row]) -> list[Thumbs]:
     """Responses that were called good or bad by themselves: a thumb, or all that were shown where all are bad. Where a
     reviewer decided otherwise, what the others said of that comparison does not count.
     """
@@ -228,9 +246,8 @@ def derive_thumbs(rows: Iterable[Judgment]) -> list[Thumbs]:
     for row in rows:
         if row.verdict not in SIGNS or row.comparison_id in decided:
             continue
-        prompt = row.comparison.prompt
         for response in row.order:
-            one = found.setdefault(response, Thumbs(prompt.sha256, prompt.messages, response=response))
+            one = found.setdefault(response, Thumbs(row.prompt_sha256, row.messages, response=response))
             one.balance += SIGNS[Verdict(row.verdict)]
             one.note(row)
     return [found[key] for key in sorted(found)]
@@ -249,15 +266,14 @@ def to_unpaired_line(one: Thumbs, sources: Sources) -> Line:
 
 
 # --- edits -----------------------------------------------------------------------------------------------------------
-def derive_edits(rows: Iterable[Judgment]) -> list[Edit]:
+def derive_edits(rows: Iterable[Row]) -> list[Edit]:
     """Responses that people improved, but where a reviewer decided for another one."""
     rows = list(rows)
     decided = _decided(rows)
     found: dict[int, Edit] = {}
     for row in rows:
         if row.edit_id is not None and not _is_overruled(row, decided.get(row.comparison_id)):
-            prompt = row.comparison.prompt
-            found.setdefault(row.edit_id, Edit(prompt.sha256, prompt.messages, response=row.edit_id)).note(row)
+            found.setdefault(row.edit_id, Edit(row.prompt_sha256, row.messages, response=row.edit_id)).note(row)
     return [found[key] for key in sorted(found)]
 
 

@@ -7,7 +7,7 @@ from django.db import models
 from django.db.models import Q
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
-from labeling.models import Campaign, Judgment
+from labeling.models import Campaign, Judgment, Retraction
 from serving.models import Adapter
 
 
@@ -72,6 +72,14 @@ class Run(models.Model):
     # Not one-to-one: the same judgments, parameters and seed give the same bytes, hence the same version, twice.
     adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="runs")
     retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="retries")
+    without = models.ForeignKey(
+        Retraction,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="runs",
+        help_text="`retry_of` once more, on a new snapshot, since these judgments were retracted",
+    )
     requested_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -115,8 +123,8 @@ class Metric(models.Model):
 class Evaluation(models.Model):
     """The gate's evidence on one adapter, kept for ever."""
 
-    run = models.OneToOneField(Run, on_delete=models.CASCADE, related_name="evaluation")
-    adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="evaluations")
+    run = models.OneToOneField(Run, on_delete=models.PROTECT, related_name="evaluation")
+    adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, related_name="evaluations")
     incumbent = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, related_name="+")
     is_passed = models.BooleanField()
     verdict = models.TextField(help_text="in words")
@@ -215,6 +223,7 @@ class Policy(models.Model):
     publishes = models.BooleanField(default=False, help_text="publish by itself when the gate passes")
     updated_at = models.DateTimeField(auto_now=True, help_text="runs that ended before it are not published by it")
     min_heldout_pairs = models.PositiveIntegerField(default=20, help_text="the gate needs at least this many")
+    rules = models.JSONField(default=dict, blank=True, help_text="what differs from the defaults of training.rules.Rules")
 
     class Meta:
         verbose_name_plural = "policies"

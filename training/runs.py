@@ -23,7 +23,7 @@ from django.db.models import F, Q, Value
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext as _
 
-from labeling.models import Campaign
+from labeling.models import Campaign, Retraction
 from serving.models import Adapter
 from training import catalog, processes
 from training.models import Metric, Run, Snapshot
@@ -59,8 +59,14 @@ def create(
     user: User | None = None,
     trigger: str = Run.Trigger.MANUAL,
     retry_of: Run | None = None,
+    without: Retraction | None = None,
 ) -> Run:
-    """Queues a run. Raises catalog.ParameterError on bad parameters, RunExists while another run is active."""
+    """Queues a run. Raises catalog.ParameterError on bad parameters, RunExists while another run is active.
+
+    A retry has the snapshot and the incumbent of the run that it repeats, but `without` judgments that were retracted since
+    it freezes a new one, and meets the version that is current then.
+    """
+    repeated = retry_of if without is None else None
     checked = catalog.to_dict(catalog.parse(method, params))
     try:
         with transaction.atomic():
@@ -71,8 +77,9 @@ def create(
                 requested_by=user,
                 trigger=trigger,
                 retry_of=retry_of,
-                snapshot=retry_of.snapshot if retry_of else None,
-                incumbent=retry_of.incumbent if retry_of else None,
+                without=without,
+                snapshot=repeated.snapshot if repeated else None,
+                incumbent=repeated.incumbent if repeated else None,
             )
     except IntegrityError as error:
         if not Run.objects.filter(campaign=campaign, status__in=Run.ACTIVE).exists():
@@ -152,7 +159,7 @@ def add_metrics(claim: Claim, rows: list[dict[str, Any]], now: datetime) -> bool
     return True
 
 
-def finish(claim: Claim, adapter: Adapter, timings: dict[str, float], now: datetime) -> bool:
+def finish(claim: Claim, adapter: Adapter | None, timings: dict[str, float], now: datetime) -> bool:
     return _end(claim, Run.Status.SUCCEEDED, now, adapter=adapter, timings=timings, phase="done", seconds_left=0.0)
 
 

@@ -27,12 +27,13 @@ from labeling import judgments, votes
 from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Response
 from serving.models import Adapter
 from training import cards, lines, split
-from training.lines import Line, Lines, Sources, Written
+from training.lines import Line, Lines, Row, Sources, Written
 from training.ml.files import fsync_folder
 from training.models import Run, Snapshot
 from training.split import is_heldout
 
 FREEZE_TRIES = 3
+CHUNK = 5_000
 
 
 class NothingToTrain(ValueError):
@@ -98,15 +99,12 @@ def _freeze_once(campaign: Campaign, incumbent: Adapter | None, source: str) -> 
     return _record(campaign, sha256, counts, [row.pk for row in rows])
 
 
-def _rows(campaign: Campaign) -> list[Judgment]:
-    """The judgments with comparison and prompt, by id. A prompt is read once, however many were said on it."""
-    rows = list(
-        _learnable(campaign).select_related("comparison").defer("reason", "attention", "criteria").order_by("id")
-    )
-    prompts = {prompt.pk: prompt for prompt in campaign.prompts.filter(comparisons__judgments__isnull=False).distinct()}
-    for row in rows:
-        row.comparison.prompt = prompts[row.comparison.prompt_id]
-    return rows
+def _rows(campaign: Campaign) -> list[Row]:
+    """The judgments by id, with their prompts, each of which is read once however many were said on it. Two queries."""
+    prompts = {pk: (sha256, turns) for pk, sha256, turns in campaign.prompts.values_list("pk", "sha256", "messages")}
+    columns = [name for name in Row._fields if name not in ("prompt_sha256", "messages")]
+    found = _learnable(campaign).order_by("pk").values_list("comparison__prompt", *columns)
+    return [Row(*said, *prompts[prompt]) for prompt, *said in found.iterator(CHUNK)]
 
 
 def _sources(

@@ -4,7 +4,7 @@ import hashlib
 
 from django.db.models import Min
 
-from labeling.models import Campaign
+from labeling.models import Campaign, Judgment
 from training import near_duplicates
 
 SPLIT_SALT = "alignapp held-out split 1"
@@ -26,9 +26,10 @@ def find_leaving(campaign: Campaign) -> set[str]:
     incumbent may have learned the like of, and none into training that the gate asks for. Judged means ever judged:
     what is taken back later changes nothing. Two prompts that both stay, on different sides, are no near-duplicates.
     """
-    judged = campaign.prompts.filter(comparisons__judgments__isnull=False)
-    judged = judged.annotate(first=Min("comparisons__judgments")).order_by("first", "pk")
-    rows = list(judged.values_list("sha256", "messages"))
+    said = Judgment.objects.filter(comparison__campaign=campaign).values("comparison__prompt").order_by()
+    first = dict(said.annotate(first=Min("pk")).values_list("comparison__prompt", "first"))
+    prompts = {pk: (sha256, turns) for pk, sha256, turns in campaign.prompts.values_list("pk", "sha256", "messages")}
+    rows = [prompts[pk] for pk in sorted(first, key=first.__getitem__)]
     texts = ["\n".join(turn["content"] for turn in messages) for _sha256, messages in rows]
     leaving = near_duplicates.find_leaving(texts, [is_heldout(sha256) for sha256, _messages in rows])
     return {sha256 for (sha256, _messages), leaves in zip(rows, leaving, strict=True) if leaves}

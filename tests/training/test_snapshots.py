@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from labeling import choices, judgments
 from labeling.errors import Frozen
-from labeling.models import Campaign, Comparison, Judgment, Prompt, Response
+from labeling.models import Campaign, Judgment, Prompt, Response
 from serving.models import Adapter
 from tests.training.rows import (
     NOW,
@@ -29,7 +29,7 @@ from tests.training.rows import (
     judge,
 )
 from training import cards, lines, snapshots
-from training.lines import Sources, Written
+from training.lines import Row, Sources, Written
 from training.models import Run, Snapshot
 from training.snapshots import NothingToTrain, freeze, waiting
 from training.split import is_heldout
@@ -41,29 +41,34 @@ FILES = ("train", "heldout", "unpaired", "unpaired.heldout", "edits", "edits.hel
 
 
 @st.composite
-def judged(draw: st.DrawFn) -> list[Judgment]:
+def judged(draw: st.DrawFn) -> list[Row]:
     """Judgments of up to 12 comparisons of 1 to 4 responses; several of one comparison, of every verdict."""
     rows = []
     for pk in range(draw(st.integers(0, 25))):
         c = draw(st.integers(0, 11))
-        prompt = Prompt(pk=c % 5, sha256=hashlib.sha256(str(c % 5).encode()).hexdigest(), messages=[])
         verdict = draw(st.sampled_from(VERDICTS))
         ids = range(c * 4, c * 4 + 1 + c % 4)
         ranks = {str(i): 1 if verdict == "tie" else draw(st.integers(1, 3)) for i in ids}
-        row = Judgment(
+        row = Row(
             pk=pk,
-            comparison=Comparison(pk=c, prompt=prompt),
+            comparison_id=c,
+            annotator_id=draw(st.integers(1, 3)),
+            purpose="label",
             verdict=verdict,
             ranks=ranks if verdict in ("preference", "tie") else {},
-            order=list(ids)[: 1 if verdict in ("good", "bad") else None],
             strength=draw(st.sampled_from([None, 1, 2, 3])) if verdict == "preference" else None,
+            order=list(ids)[: 1 if verdict in ("good", "bad") else None],
+            edit_id=None,
+            guidelines_version=1,
+            created_at=NOW,
+            prompt_sha256=hashlib.sha256(str(c % 5).encode()).hexdigest(),
+            messages=[],
         )
-        row.annotator_id = draw(st.integers(1, 3))
         rows.append(row)
     return rows
 
 
-def lines_of(rows: list[Judgment]) -> list[dict]:
+def lines_of(rows: list[Row]) -> list[dict]:
     return lines.make(rows, SOURCES).pairs
 
 
@@ -72,7 +77,7 @@ def read(snapshot: Snapshot, name: str) -> list[dict]:
 
 
 @given(judged(), st.sets(st.integers(0, 4)))
-def test_it_accounts_for_every_judgment_exactly_once(rows: list[Judgment], leaving: set[int]) -> None:
+def test_it_accounts_for_every_judgment_exactly_once(rows: list[Row], leaving: set[int]) -> None:
     gone = {hashlib.sha256(str(i).encode()).hexdigest() for i in leaving}
     made = lines.make(rows, SOURCES, gone)
     counts = cards.count(rows, made, gone)
@@ -84,7 +89,7 @@ def test_it_accounts_for_every_judgment_exactly_once(rows: list[Judgment], leavi
 
 
 @given(judged())
-def test_it_makes_every_pair_of_every_ranking_once(rows: list[Judgment]) -> None:
+def test_it_makes_every_pair_of_every_ranking_once(rows: list[Row]) -> None:
     pairs = lines_of(rows)
     assert len({line["pair"] for line in pairs}) == len(pairs)
     votes: Counter[str] = Counter()
@@ -96,7 +101,7 @@ def test_it_makes_every_pair_of_every_ranking_once(rows: list[Judgment]) -> None
 
 
 @given(judged())
-def test_it_points_every_label_at_the_response_with_more_votes(rows: list[Judgment]) -> None:
+def test_it_points_every_label_at_the_response_with_more_votes(rows: list[Row]) -> None:
     for line in lines_of(rows):
         voters = [row for row in rows if row.pk in line["judgments"]]
         ranks = [(r.ranks[str(line["chosen_id"])], r.ranks[str(line["rejected_id"])]) for r in voters]
@@ -111,7 +116,7 @@ def test_it_points_every_label_at_the_response_with_more_votes(rows: list[Judgme
 
 
 @given(judged())
-def test_it_calls_a_response_good_or_bad_by_those_who_judged_it_alone(rows: list[Judgment]) -> None:
+def test_it_calls_a_response_good_or_bad_by_those_who_judged_it_alone(rows: list[Row]) -> None:
     balance: Counter[int] = Counter()
     for row in rows:
         if row.verdict in ("good", "bad", "both_bad"):
@@ -123,8 +128,8 @@ def test_it_calls_a_response_good_or_bad_by_those_who_judged_it_alone(rows: list
 
 
 @given(judged(), st.integers(0, 25))
-def test_it_never_moves_a_pair_to_the_other_side_when_data_grow(rows: list[Judgment], n: int) -> None:
-    def sides(of: list[Judgment]) -> dict[str, bool]:
+def test_it_never_moves_a_pair_to_the_other_side_when_data_grow(rows: list[Row], n: int) -> None:
+    def sides(of: list[Row]) -> dict[str, bool]:
         return {line["pair"]: is_heldout(line["prompt_sha256"]) for line in lines_of(of)}
 
     few, many = sides(rows[:n]), sides(rows)
@@ -132,7 +137,7 @@ def test_it_never_moves_a_pair_to_the_other_side_when_data_grow(rows: list[Judgm
 
 
 @given(judged(), st.randoms())
-def test_it_makes_the_same_lines_in_whatever_order_rows_are_read(rows: list[Judgment], chance: random.Random) -> None:
+def test_it_makes_the_same_lines_in_whatever_order_rows_are_read(rows: list[Row], chance: random.Random) -> None:
     shuffled = chance.sample(rows, len(rows))
     made, again = lines.make(rows, SOURCES), lines.make(shuffled, SOURCES)
     assert list(snapshots._encode(made.pairs)) == list(snapshots._encode(again.pairs))
