@@ -75,7 +75,10 @@ class CampaignAdmin(ModelAdmin):
         (_("How many judge a pair"), {"fields": (("overlap", "max_overlap"),)}),
         (_("What measures people"), {"fields": (("gold_share", "repeat_share"), "practice_pairs")}),
         (_("Which pair comes next"), {"fields": (("strategy", "random_share"), "lease_seconds")}),
-        (_("Responses sampled from the model"), {"fields": ("n_candidates", "max_tokens", "temperatures")}),
+        (
+            _("Responses sampled from the model"),
+            {"fields": ("n_candidates", "n_samples", "keeps", "max_tokens", "temperatures")},
+        ),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Campaign]:

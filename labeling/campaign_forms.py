@@ -19,6 +19,7 @@ LIMITS = {
     "lease_seconds": (20, 3600),
     "max_tokens": (1, 8192),
     "n_candidates": (0, 16),
+    "n_samples": (0, 64),
     "group_size": (2, 4),
     "gold_share": (0, 0.5),
     "repeat_share": (0, 0.5),
@@ -43,6 +44,8 @@ class CampaignForm(forms.ModelForm):
             "max_overlap": _("Judgments per pair where people disagree, at most"),
             "min_dwell_ms": _("Minimal dwell (ms)"),
             "n_candidates": _("Responses per prompt"),
+            "n_samples": _("Best of n"),
+            "keeps": _("Kept of the n"),
             "max_tokens": _("Tokens per response, at most"),
             "lease_seconds": _("Seconds that a pair is held"),
             "group_size": _("Responses on one screen"),
@@ -183,6 +186,8 @@ class SettingsForm(CampaignForm):
             "min_dwell_ms": _("Keys are ignored until a pair was shown this long, in milliseconds."),
             "lease_seconds": _("Then it may go to somebody else."),
             "n_candidates": _("Sampled from the current model; 0: none, pairs are imported."),
+            "n_samples": _("So many are sampled, and the reward model chooses whose pairs people see; 0: all of them."),
+            "keeps": _("A share of the prompts, the random share above, keeps any."),
             "allow_edit": _("The improved text is the best of the three for training."),
         }
 
@@ -193,7 +198,7 @@ class SettingsForm(CampaignForm):
         (_("How many judge a pair"), ("overlap", "max_overlap")),
         (_("What measures people"), ("gold_share", "repeat_share", "practice_pairs", "min_dwell_ms")),
         (_("Which pair comes next"), ("strategy", "random_share", "lease_seconds")),
-        (_("Responses sampled from the model"), ("n_candidates", "max_tokens", "temperatures")),
+        (_("Responses sampled from the model"), ("n_candidates", "n_samples", "keeps", "max_tokens", "temperatures")),
     )
 
     def range_error(self, name: str, least: float, most: float) -> ValidationError:

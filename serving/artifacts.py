@@ -71,21 +71,24 @@ class Tensor:
     stop: int
 
 
-def check(folder: Path, *, base_sha256: str, base_shapes: dict[str, tuple[int, ...]] | None) -> Artifact:
-    """The artifact in `folder`, checked. Raises InvalidAdapter.
+def check(
+    folder: Path, *, base_sha256: str, base_shapes: dict[str, tuple[int, ...]] | None, is_served: bool = True
+) -> Artifact:
+    """The artifact in `folder`, checked. Raises InvalidAdapter. One that no engine serves, a reward model's, has no probes.
 
     `base_shapes`: shape of every weight of the base by name (see `shapes`), to see that each pair of matrices fits the
     layer it changes; None where the base's files are not at hand.
     """
-    _check_names(folder)
+    _check_names(folder, is_served)
     config, manifest = _json(folder / CONFIG), _json(folder / MANIFEST)
     _check_config(config)
     tensors = header(folder / WEIGHTS)
     _check_tensors(tensors, config, base_shapes)
-    _check_finite(folder / WEIGHTS, tensors)
+    check_finite(folder / WEIGHTS, tensors)
     sha256 = hash_of(folder / WEIGHTS)
     _check_manifest(manifest, sha256=sha256, base_sha256=base_sha256)
-    read_probes(folder)
+    if is_served:
+        read_probes(folder)
     return Artifact(sha256, manifest)
 
 
@@ -164,16 +167,17 @@ def hash_of(file: Path) -> str:
 
 
 # --- the files one by one ---------------------------------------------------------------------------------------------
-def _check_names(folder: Path) -> None:
+def _check_names(folder: Path, is_served: bool = True) -> None:
     if not folder.is_dir():
         raise InvalidAdapter(_("There is no folder %(folder)s.") % {"folder": folder})
     found = {entry.name: entry for entry in folder.iterdir()}
-    if extra := sorted(set(found) - set(MAX_BYTES)):
+    limits = {name: limit for name, limit in MAX_BYTES.items() if is_served or name != PROBES}
+    if extra := sorted(set(found) - set(limits)):
         raise InvalidAdapter(
             _("The folder may hold only %(allowed)s, not %(extra)s.")
-            % {"allowed": ", ".join(MAX_BYTES), "extra": ", ".join(extra[:5])}
+            % {"allowed": ", ".join(limits), "extra": ", ".join(extra[:5])}
         )
-    for name, limit in MAX_BYTES.items():
+    for name, limit in limits.items():
         _require(name in found, name, _("it is missing"))
         _require(found[name].is_file() and not found[name].is_symlink(), name, _("it is not a plain file"))
         _require(found[name].stat().st_size <= limit, name, _("it is too large"))
@@ -233,13 +237,14 @@ def _halves(tensors: dict[str, Tensor], targets: Iterable[str]) -> dict[str, dic
     return halves
 
 
-def _check_finite(file: Path, tensors: dict[str, Tensor]) -> None:
+def check_finite(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises InvalidAdapter where a tensor holds an infinity or NaN."""
     with file.open("rb") as stream:
         for name, tensor in tensors.items():
             kind, exponent = EXPONENTS[tensor.dtype]
             for chunk in _chunks(stream, tensor):
                 bits = np.frombuffer(chunk, dtype=kind) & exponent
-                _require(not (bits == exponent).any(), WEIGHTS, _("%s holds values that are not finite") % name)
+                _require(not (bits == exponent).any(), file.name, _("%s holds values that are not finite") % name)
 
 
 def _chunks(stream: Any, tensor: Tensor) -> Iterator[bytes]:

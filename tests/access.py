@@ -24,7 +24,7 @@ from serving import adapters, keys
 from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
 from tests.labeling import make
 from tests.serving import folders
-from training.models import Policy, Run, Snapshot
+from training.models import Policy, RewardModel, Run, Scoring, Snapshot
 
 PEOPLE = ("anonymous", "outsider", "neighbour", "annotator", "reviewer", "manager", "staff", "root")
 ACTIONS = ("changelist", "add", "history", "delete", "change")
@@ -306,7 +306,9 @@ ADMIN: dict[str, str] = {
     "serving.deployment": "",
     "serving.deploymentevent": "",
     "training.policy": "add change delete",
+    "training.rewardmodel": "",
     "training.run": "add",
+    "training.scoring": "",
     "training.snapshot": "",
 }
 
@@ -364,12 +366,14 @@ def _rows(world: World) -> dict[str, Model]:
     )
     interval = IntervalSchedule.objects.create(every=1, period="days")
     version = Adapter.objects.create(name="adapter-9-aaaaaa", sha256="a" * 64, base_sha256=folders.BASE_SHA256)
+    run = Run.objects.create(campaign=world.campaign, snapshot=snapshot, method="dpo", status="failed")
+    reward_model = RewardModel.objects.create(campaign=world.campaign, run=run, sha256="6" * 64, is_passed=False)
     elsewhere = Campaign.objects.create(name="Elsewhere", slug="elsewhere", status="closed")
     rows = [
         root, Group.objects.create(name="helpers"), world.campaign, world.judgment, world.judgment.comparison.prompt,
         invitation, version, deployment, world.key, snapshot, interval,
         DeploymentEvent.objects.create(alias="current", generation=99, adapter=version),
-        Run.objects.create(campaign=world.campaign, snapshot=snapshot, method="dpo", status="failed"),
+        run, reward_model, Scoring.objects.create(reward_model=reward_model, status="failed"),
         Policy.objects.create(campaign=world.campaign),
         world.judgment.comparison,
         Guidelines.objects.create(campaign=world.campaign, number=99, created_at=now),

@@ -27,7 +27,8 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 from serving.admin import ReadOnlyAdmin
 from training import comparison, comparison_views, figures_views, lineage_views, policies, views
 from training.forms import PolicyForm
-from training.models import Policy, Run, Snapshot
+from training.models import Policy, RewardModel, Run, Scoring, Snapshot
+from training.reward_admin import RewardModelAdmin, ScoringAdmin
 
 STATUS_COLOURS = {
     Run.Status.QUEUED: "info",
@@ -167,6 +168,10 @@ class SnapshotAdmin(ReadOnlyAdmin):
     @display(description=_("pairs: train + held out, of judgments"))
     def shown_counts(self, snapshot: Snapshot) -> str:
         return "{train} + {heldout}, {judgments}".format(**snapshot.counts)
+
+
+admin.site.register(RewardModel, RewardModelAdmin)
+admin.site.register(Scoring, ScoringAdmin)
 
 
 class UnfoldTaskSelectWidget(UnfoldAdminSelectWidget, TaskSelectWidget):

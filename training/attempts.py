@@ -16,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 
-from training.models import Run
+from training.models import RewardModel, Run
 
 LOG_TAIL_BYTES = 16 * 1024
 # Megabytes, and per cent of one processor.
@@ -192,10 +192,18 @@ def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:
         "cache": str(settings.ARTIFACTS_DIR / "cache" / "reference"),
         "incumbent": str(settings.ADAPTERS_DIR / incumbent) if incumbent else None,
         "incumbent_name": incumbent,
+        "reward_model": _reward_model(run),
         "resume": str(checkpoint) if checkpoint else None,
         "threads": settings.TRAIN_THREADS,
         "nice": settings.TRAIN_NICE,
     }
+
+
+def _reward_model(run: Run) -> str | None:
+    """The folder of the campaign's reward model in use, if it reads the same base."""
+    active = RewardModel.objects.filter(campaign=run.campaign_id, is_active=True)
+    found = active.filter(base_sha256=run.incumbent.base_sha256).first() if run.incumbent else None
+    return str(found.folder) if found else None
 
 
 def _number(path: Path) -> int:

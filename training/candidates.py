@@ -27,6 +27,7 @@ from serving import adapters
 from serving.client import ChatResult, Engine, EngineDown, EngineError, EngineSlow
 from serving.locks import only_one
 from serving.models import Adapter
+from training import best_of
 from training.models import Run
 
 log = logging.getLogger(__name__)
@@ -113,10 +114,11 @@ def claim(now: datetime) -> Prompt | None:
 
 
 def plan(prompt: Prompt) -> list[Draft]:
-    """The k responses to ask for: k different seeds, also from those of earlier rounds, the temperatures in turn."""
+    """The responses to ask for: as many different seeds, also from those of earlier rounds, the temperatures in turn."""
     campaign = prompt.campaign
     temperatures = campaign.temperatures or TEMPERATURES
-    return [Draft(float(temperatures[i % len(temperatures)]), _seed(prompt, i)) for i in range(campaign.n_candidates)]
+    n = best_of.n_samples(campaign)
+    return [Draft(float(temperatures[i % len(temperatures)]), _seed(prompt, i)) for i in range(n)]
 
 
 def _seed(prompt: Prompt, index: int) -> int:
@@ -154,15 +156,20 @@ def _sample(engine: Engine, adapter: Adapter, prompt: Prompt, drafts: list[Draft
 
 @transaction.atomic
 def _store(prompt: Prompt, adapter: Adapter, answers: list[tuple[Draft, ChatResult]]) -> bool:
-    """Stores the distinct answers, makes comparisons of them and ends the claim; False: too few, none is stored."""
+    """Stores the distinct answers, makes comparisons of them, or leaves that to training.best_of, and ends the claim.
+
+    False: too few, none is stored.
+    """
     texts = {result.text.strip() for _draft, result in answers} - {""}
     if len(texts) < MIN_RESPONSES and not prompt.responses.exists():
         return False
     for draft, result in answers:
         sampling: dict[str, Any] = {"temperature": draft.temperature, "top_p": TOP_P, "seed": draft.seed}
         add_response(prompt, result.text, adapter, sampling=sampling, finish_reason=result.finish_reason)
-    make_comparisons(prompt)
-    Prompt.objects.filter(pk=prompt.pk).update(candidates_state="done")
+    is_choice = best_of.n_samples(prompt.campaign) > prompt.campaign.n_candidates
+    if not is_choice:
+        make_comparisons(prompt)
+    Prompt.objects.filter(pk=prompt.pk).update(candidates_state="sampled" if is_choice else "done")
     return True
 
 

@@ -57,7 +57,7 @@ class Score:
 
 def evaluate(run: Run, adapter: Adapter, folder: Path) -> Evaluation:
     """Judges an attempt's evaluation.json and stores verdict and evidence, once per run. Raises BrokenEvaluation."""
-    rows = _read(folder)
+    rows = read_rows(folder)
     ties = _ties(run)
     judged = [row for row in rows if row["pair"] not in ties]
     wanted = policy_of(run).min_heldout_pairs
@@ -176,7 +176,8 @@ def _points(share: float) -> str:
     return f"{share * 100:.1f}".replace("-0.0", "0.0").replace("-", "−")
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The held-out pairs of an attempt's evaluation.json. Raises BrokenEvaluation."""
     rows = (attempts.read_json(folder / "evaluation.json") or {}).get("heldout")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_row(row) for row in rows):
         raise BrokenEvaluation(_("The trainer left no usable evaluation.json; its log says why."))

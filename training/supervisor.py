@@ -29,7 +29,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from serving import adapters
-from training import attempts, gates, policies, processes, runs, snapshots
+from serving.models import Adapter
+from training import attempts, catalog, gates, policies, processes, reward_models, runs, snapshots
 from training.models import Run
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,10 @@ def resume() -> None:
     _stopping.clear()
 
 
+def is_stopping() -> bool:
+    return _stopping.is_set()
+
+
 def supervise(run_id: int) -> None:
     """Claims the run and carries it through; returns at once when there is nothing to claim."""
     if _stopping.is_set():
@@ -132,7 +137,7 @@ def _with_snapshot(claim: runs.Claim) -> Run | None:
         runs.heartbeat(claim, timezone.now(), phase="freezing judgments")
         incumbent = run.incumbent or adapters.current()
         with _beating(claim):
-            snapshot = snapshots.freeze(run.campaign, incumbent)
+            snapshot = snapshots.freeze(run.campaign, incumbent, catalog.get(run.method).source)
         if not runs.attach_snapshot(claim, snapshot, incumbent):
             return None
         run.snapshot, run.incumbent = snapshot, incumbent
@@ -268,18 +273,32 @@ def _conclude(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, floa
     if runs.is_cancel_requested(claim):
         runs.cancel(claim, timezone.now())
         return
-    if not runs.heartbeat(claim, timezone.now(), phase="registering the adapter"):
+    if not runs.heartbeat(claim, timezone.now(), phase="registering"):
         return
     with _beating(claim):
-        adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=f"run {run.pk}"))
-        if not runs.heartbeat(claim, timezone.now(), phase="evaluating"):
-            return
-        timed(timings, "gate", lambda: gates.evaluate(run, adapter, folder))
+        adapter = REGISTER[catalog.get(run.method).output](claim, run, folder, timings)
     if not runs.finish(claim, adapter, timings, timezone.now()):
         return
     attempts.delete_checkpoints(run)
     run.refresh_from_db()
     policies.publish_if_wanted(run)
+
+
+def _register_adapter(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, float]) -> Adapter | None:
+    adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=f"run {run.pk}"))
+    if runs.heartbeat(claim, timezone.now(), phase="evaluating"):
+        timed(timings, "gate", lambda: gates.evaluate(run, adapter, folder))
+    return adapter
+
+
+def _register_reward_model(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, float]) -> Adapter | None:
+    """It answers nobody: there is no version to publish."""
+    timed(timings, "register", lambda: reward_models.register(run, folder))
+    return None
+
+
+# By what the method leaves behind: Method.output.
+REGISTER = {"adapter": _register_adapter, "reward_model": _register_reward_model}
 
 
 def _trainer_timings(folder: Path, watched: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from labeling import rewards
 from serving.locks import only_one
-from training import candidates, policies, runs, supervisor
+from training import best_of, candidates, policies, runs, scorings, supervisor
 from training.models import Policy
 
 
@@ -30,8 +30,15 @@ def generate_candidates() -> None:
 
 @shared_task
 def score_responses() -> None:
-    if candidates.is_engine_idle(timezone.now()) and rewards.score():
+    scorings.nudge()
+    best_of.choose(timezone.now())
+    if candidates.is_engine_idle(timezone.now()) and rewards.score(but=scorings.campaigns_with_reward_model()):
         score_responses.delay()
+
+
+@shared_task
+def score_by_reward_models() -> None:
+    scorings.carry_out_all()
 
 
 @shared_task

@@ -26,7 +26,7 @@ ASKED = (
 # How people are measured and which pair comes next: not for those who are measured.
 FOR_MANAGERS = (
     "overlap", "max_overlap", "gold_share", "repeat_share", "practice_pairs", "strategy", "random_share",
-    "n_candidates", "max_tokens", "temperatures",
+    "n_candidates", "n_samples", "keeps", "max_tokens", "temperatures",
 )  # fmt: skip
 
 
@@ -80,6 +80,8 @@ class CampaignFields(Strict):
     strategy = serializers.ChoiceField(choices=Campaign.Strategy.choices, required=False)
     random_share = serializers.FloatField(min_value=0.2, max_value=1, required=False)
     n_candidates = serializers.IntegerField(min_value=0, max_value=16, required=False)
+    n_samples = serializers.IntegerField(min_value=0, max_value=64, required=False)
+    keeps = serializers.ChoiceField(choices=Campaign.Keeps.choices, required=False)
     max_tokens = serializers.IntegerField(min_value=1, max_value=8192, required=False)
     temperatures = serializers.ListField(
         child=serializers.FloatField(min_value=0, max_value=2), required=False, max_length=16

@@ -8,7 +8,8 @@ pytestmark = pytest.mark.django_db
 FIELDS = {
     "name": "Cats", "status": "active", "scale": "seven", "group_size": 2, "allow_tie": "on", "rationale": "off",
     "overlap": 2, "max_overlap": 0, "gold_share": 10, "repeat_share": 5, "practice_pairs": 0, "min_dwell_ms": 600,
-    "strategy": "random", "random_share": 20, "lease_seconds": 120, "n_candidates": 4, "max_tokens": 256,
+    "strategy": "random", "random_share": 20, "lease_seconds": 120, "n_candidates": 4, "n_samples": 0,
+    "keeps": "best", "max_tokens": 256,
     "temperatures": "0.2, 0.4", "reason_tags": "clearer\n\n safer \nclearer",
 }  # fmt: skip
 

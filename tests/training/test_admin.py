@@ -14,7 +14,7 @@ from training.models import Policy, Run, Snapshot
 from training.snapshots import freeze
 
 pytestmark = pytest.mark.django_db
-NAMES = ("training_run", "training_policy", "training_snapshot")
+NAMES = ("training_run", "training_policy", "training_snapshot", "training_rewardmodel", "training_scoring")
 BEAT = ("django_celery_beat_periodictask", "django_celery_beat_crontabschedule", "django_celery_beat_intervalschedule")
 
 
