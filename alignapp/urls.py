@@ -1,4 +1,4 @@
-"""Every address of the site: one line per package; training's pages are part of the admin."""
+"""Every address of the site: one line per package; most of training's pages are part of the admin."""
 
 from django.contrib import admin
 from django.urls import include, path
@@ -16,4 +16,5 @@ urlpatterns = [
     path("api/docs/", api_docs.api_docs, name="api_docs"),
     path("", include("labeling.urls")),
     path("", include("serving.urls")),
+    path("", include("training.urls")),
 ]

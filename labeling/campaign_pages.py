@@ -21,6 +21,7 @@ TABS = (
     ("campaign_leaderboard", _("Leaderboard"), (MANAGER, REVIEWER)),
     ("campaign_import", _("Import"), (MANAGER,)),
     ("campaign_export", _("Export"), (MANAGER,)),
+    ("campaign_retractions", _("Retractions"), (MANAGER,)),  # of training, which knows what has learned from what
     ("campaign_guidelines", _("Guidelines"), (MANAGER,)),
     ("campaign_settings", _("Settings"), (MANAGER,)),
 )

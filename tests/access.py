@@ -19,7 +19,17 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from labeling import accounts
-from labeling.models import Campaign, Guidelines, Import, Invitation, Judgment, Lease, Preferences, Statistics
+from labeling.models import (
+    Campaign,
+    Guidelines,
+    Import,
+    Invitation,
+    Judgment,
+    Lease,
+    Preferences,
+    Retraction,
+    Statistics,
+)
 from serving import adapters, keys
 from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
 from tests.labeling import make
@@ -115,6 +125,14 @@ def annotator(world: World) -> list[Any]:
 
 def membership(world: World) -> list[Any]:
     return [world.campaign.slug, world.campaign.memberships.get(user=world.people["reviewer"]).pk]
+
+
+def retraction(world: World) -> list[Any]:
+    made = {"annotator": world.people["annotator"], "by": world.people["manager"], "at": timezone.now()}
+    return [
+        world.campaign.slug,
+        Retraction.objects.get_or_create(campaign=world.campaign, reason="x", defaults=made)[0].pk,
+    ]
 
 
 def row_of(model: str) -> Callable[[World], list[Any]]:
@@ -239,6 +257,14 @@ MATRIX: dict[str, Row] = {
     "member_invite": Row("405", MANAGERS.replace("200", "422"), slug),
     "member_change": Row("405", MANAGERS.replace("200", "302"), membership),
     "invitation_revoke": Row("405", MANAGERS.replace("200", "404"), of_campaign(1)),
+    "campaign_retractions": Row(MANAGERS, "405", slug),
+    "retraction_start": Row(MANAGERS.replace("200", "404"), MANAGERS.replace("200", "404"), slug),  # of nothing
+    "retraction_detail": Row(MANAGERS, "405", retraction),
+    "run_again": Row(
+        "405",
+        "L 403 403 403 403 403 403 302",  # back to the page: it learned nothing of it
+        lambda world: [*retraction(world), world.rows["training.run"].pk],
+    ),
     # chat
     "chat": Row(LOGGED_IN, NO_PAGE),
     "chat_current": Row(LOGGED_IN, NO_PAGE),
