@@ -1,5 +1,6 @@
 """The admin of training: runs and their pages, policies, snapshots; and beat's schedules in the same look."""
 
+from dataclasses import fields
 from typing import Any
 from urllib.parse import urlencode
 
@@ -29,6 +30,7 @@ from training import comparison, comparison_views, figures_views, lineage_views,
 from training.forms import PolicyForm
 from training.models import Policy, RewardModel, Run, Scoring, Snapshot
 from training.reward_admin import RewardModelAdmin, ScoringAdmin
+from training.rules import Rules
 
 STATUS_COLOURS = {
     Run.Status.QUEUED: "info",
@@ -133,6 +135,7 @@ class PolicyAdmin(ModelAdmin):
         (_("When it trains"), {"fields": ("every_n", "crontab")}),
         (_("How it trains"), {"fields": ("method", "params")}),
         (_("What follows"), {"fields": ("publishes", "min_heldout_pairs")}),
+        (_("What the gate asks"), {"fields": tuple(rule.name for rule in fields(Rules)), "classes": ("collapse",)}),
     )
 
     def save_model(self, request: HttpRequest, obj: Policy, form: Any, change: bool) -> None:

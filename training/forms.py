@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import Field as Parameter
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, get_type_hints
 
 from django import forms
@@ -18,7 +18,7 @@ from unfold.widgets import (
 )
 
 from labeling.models import Campaign
-from training import catalog
+from training import catalog, rules
 from training.models import Policy, Run
 
 ABBREVIATIONS = {"lora": "LoRA", "rslora": "rsLoRA", "nll": "NLL"}
@@ -167,8 +167,25 @@ def _common() -> set[str]:
     return {parameter.name for parameter in fields(catalog.Common)}
 
 
-class PolicyForm(forms.ModelForm):
+def _rule_fields() -> dict[str, forms.Field]:
+    hints = get_type_hints(rules.Rules)
+    found = {rule.name: field_of(rule, hints[rule.name]) for rule in fields(rules.Rules)}
+    for field in found.values():
+        field.required = False  # empty: the default
+    return found
+
+
+# Declared, not added to an instance: the admin asks the class which fields there are.
+RulesForm = type("RulesForm", (forms.Form,), _rule_fields())
+
+
+class PolicyForm(RulesForm, forms.ModelForm):  # type: ignore[valid-type,misc]  # mypy cannot see what `type` makes
     method = forms.ChoiceField(choices=method_choices, widget=UnfoldAdminSelectWidget())
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """The rules are one field each; what is stored is what differs from the defaults."""
+        super().__init__(*args, **kwargs)
+        self.initial |= asdict(rules.parse(self.instance.rules))
 
     class Meta:
         model = Policy
@@ -196,6 +213,8 @@ class PolicyForm(forms.ModelForm):
                 catalog.parse(cleaned["method"], _object(cleaned["params"]))
             except catalog.ParameterError as error:
                 self.add_error("params", str(error))
+        known = {rule.name: value for rule in fields(rules.Rules) if (value := cleaned.get(rule.name)) is not None}
+        self.instance.rules = rules.changed(rules.Rules(**known))
         return cleaned
 
 

@@ -1,19 +1,15 @@
-"""May an adapter be published? Its preference accuracy on held-out pairs, against the incumbent's, on the same pairs.
+"""May an adapter be published? By its choices on held-out pairs, against the incumbent's, and by what it writes.
 
-A model prefers the response that it makes more likely than the reference does: margin = beta · (log-ratio of chosen −
-log-ratio of rejected) > 0, a margin of exactly zero counting half. The base is its own reference, so all of its margins
-are zero and its accuracy is one half. Pairs that people called a tie have no right answer and are left out.
-
-The rule: at least `min_heldout_pairs` pairs of at least MIN_PROMPTS prompts, and the 95 % interval of the difference in
-accuracy neither reaches below zero nor is nothing but zero. The interval is a percentile bootstrap over prompts (pairs of
-one prompt are not independent, and few prompts give an interval that is far too narrow), both models being scored on the
-same resample.
+The rule: at least `min_heldout_pairs` pairs of at least `min_heldout_prompts` prompts, the 95 % interval of the difference
+in accuracy (`training.heldout`) neither reaching below zero, or what the campaign allows, nor being nothing but zero; and
+every guard passed (`training.guards`), whatever the choices are worth. Pairs that people called a tie have no right answer
+and are left out. Verdict, figures and the rules that were asked stay with the adapter.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +17,21 @@ from typing import Any
 import numpy as np
 from django.contrib.auth.models import User
 from django.utils.translation import gettext as _
-from numpy.typing import NDArray
 
-from serving import adapters
+from serving import adapters, artifacts
 from serving.models import Adapter, Deployment
-from training import attempts, runs
+from training import attempts, guards, rules, runs
+from training.guards import BrokenEvaluation, Guard
+from training.heldout import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED, Score, compare
 from training.models import Evaluation, Policy, Run
+from training.rules import Rules
 
-BOOTSTRAP_DRAWS = 2000
-BOOTSTRAP_SEED = 20260101
-BOOTSTRAP_CHUNK = 200
-MIN_PROMPTS = 10
+__all__ = [
+    "MIN_PROMPTS", "BrokenEvaluation", "ReasonWanted", "Score", "compare", "describe", "evaluate", "is_passed",
+    "needs_reason", "policy_of", "publish", "read_rows", "rules_of",
+]  # fmt: skip
 
-
-class BrokenEvaluation(ValueError):
-    """The trainer's evaluation.json is missing or does not hold what it must."""
+MIN_PROMPTS = Rules().min_heldout_prompts
 
 
 class ReasonWanted(ValueError):
@@ -43,71 +39,79 @@ class ReasonWanted(ValueError):
 
 
 @dataclass(frozen=True)
-class Score:
-    """Accuracies from 0 to 1, their difference (new − incumbent) and its 95 % interval; None without pairs."""
+class Judgement:
+    """What the gate has found; `verdict` in words."""
 
-    n_pairs: int
-    n_prompts: int
-    accuracy: float | None
-    incumbent_accuracy: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
+    is_passed: bool
+    verdict: str
+    evidence: dict[str, Any]
 
 
 def evaluate(run: Run, adapter: Adapter, folder: Path) -> Evaluation:
     """Judges an attempt's evaluation.json and stores verdict and evidence, once per run. Raises BrokenEvaluation."""
-    rows = read_rows(folder)
-    ties = _ties(run)
-    judged = [row for row in rows if row["pair"] not in ties]
-    wanted = policy_of(run).min_heldout_pairs
-    score = compare(
-        np.array([row["margin"] for row in judged]),
-        np.array([row["incumbent_margin"] for row in judged]),
-        [row["prompt_sha256"] for row in judged],
-    )
-    evidence = {
-        **asdict(score),
-        "ties_left_out": len(rows) - len(judged),
-        "min_heldout_pairs": wanted,
-        "min_heldout_prompts": MIN_PROMPTS,
-        "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "level": 0.95},
-    }
+    policy = policy_of(run)
+    found = judge(folder, _ties(run), policy.min_heldout_pairs, rules_of(policy))
     values = {
         "adapter": adapter,
         "incumbent": run.incumbent,
-        "is_passed": is_passed(score, wanted),
-        "verdict": describe(score, wanted),
-        "evidence": evidence,
+        "is_passed": found.is_passed,
+        "verdict": found.verdict,
+        "evidence": found.evidence,
     }
     return Evaluation.objects.update_or_create(run=run, defaults=values)[0]
 
 
-def compare(margins: NDArray[Any], incumbent_margins: NDArray[Any], prompts: list[str]) -> Score:
-    """Scores n pairs. margins, incumbent_margins: (n,) in nats; prompts: the n prompts' hashes."""
-    if len(prompts) == 0:
-        return Score(0, 0, None, None, None, None, None)
-    new, old = _is_right(margins), _is_right(incumbent_margins)  # (n,) of 0, 0.5, 1
-    names, group = np.unique(np.array(prompts), return_inverse=True)
-    gains = np.bincount(group, weights=new - old)  # (n_prompts,)
-    sizes = np.bincount(group)  # (n_prompts,)
-    low, high = np.percentile(_bootstrap(gains, sizes), [2.5, 97.5])
-    difference = float(new.mean() - old.mean())
-    return Score(len(new), len(names), float(new.mean()), float(old.mean()), difference, float(low), float(high))
+def judge(folder: Path, ties: set[str], min_pairs: int, asked: Rules) -> Judgement:
+    """The gate's word on an attempt's evaluation.json; `ties`: the pairs without a right answer. Raises BrokenEvaluation."""
+    rows, policy = read_rows(folder), (attempts.read_json(folder / "evaluation.json") or {}).get("policy")
+    judged = [row for row in rows if row["pair"] not in ties]
+    score = compare(
+        np.array([row["margin"] for row in judged]),
+        np.array([row["incumbent_margin"] for row in judged]),
+        [row["prompt_sha256"] for row in judged],
+        np.array([row.get("label", 1.0) for row in judged]),
+    )
+    checked = guards.check(guards.read(policy), score, asked)
+    evidence = {
+        **asdict(score),
+        "ties_left_out": len(rows) - len(judged),
+        "min_heldout_pairs": min_pairs,
+        "min_heldout_prompts": asked.min_heldout_prompts,
+        "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "level": 0.95},
+        "rules": asdict(asked),
+        "guards": [asdict(guard) for guard in checked],
+        "policy": policy,
+        "file_sha256": artifacts.hash_of(folder / "evaluation.json"),
+    }
+    passed = is_passed(score, min_pairs, asked) and all(guard.passed for guard in checked)
+    return Judgement(passed, verdict(score, checked, min_pairs, asked), evidence)
 
 
-def is_passed(score: Score, min_pairs: int) -> bool:
-    if score.low is None or score.high is None or score.n_pairs < min_pairs or score.n_prompts < MIN_PROMPTS:
+def is_passed(score: Score, min_pairs: int, asked: Rules | None = None) -> bool:
+    """Whether the choices on held-out pairs are good enough."""
+    asked = asked or Rules()
+    if score.low is None or score.high is None or score.n_pairs < min_pairs:
         return False
-    return score.low >= 0 and score.high > 0  # all zero: nothing was learned, or nothing that these pairs can show
+    if score.n_prompts < asked.min_heldout_prompts:
+        return False
+    # All zero: nothing was learned, or nothing that these pairs can show.
+    return score.low >= -asked.max_accuracy_loss and score.high > 0
 
 
-def describe(score: Score, min_pairs: int) -> str:
-    """The verdict in words."""
+def verdict(score: Score, checked: Sequence[Guard], min_pairs: int, asked: Rules | None = None) -> str:
+    """All in words: what refuses first, then the choices."""
+    choices = describe(score, min_pairs, asked)
+    refusals = [guard.refusal for guard in checked if not guard.passed]
+    return "; ".join([_("refused: %s") % refusals[0], *refusals[1:], choices]) if refusals else choices
+
+
+def describe(score: Score, min_pairs: int, asked: Rules | None = None) -> str:
+    """The choices on held-out pairs in words."""
+    min_prompts = (asked or Rules()).min_heldout_prompts
     if score.n_pairs < min_pairs or score.difference is None or score.low is None or score.high is None:
         return f"not enough judgments to tell: {score.n_pairs} held-out pairs, at least {min_pairs} wanted"
-    if score.n_prompts < MIN_PROMPTS:
-        return f"not enough prompts to tell: {score.n_prompts} held-out prompts, at least {MIN_PROMPTS} wanted"
+    if score.n_prompts < min_prompts:
+        return f"not enough prompts to tell: {score.n_prompts} held-out prompts, at least {min_prompts} wanted"
     if score.low == score.high == 0:
         return f"no difference, {score.n_pairs} held-out pairs"
     interval = f"95 % {_points(score.low)} to {_points(score.high)}, {score.n_pairs} held-out pairs"
@@ -121,6 +125,11 @@ def describe(score: Score, min_pairs: int) -> str:
 def policy_of(run: Run) -> Policy:
     """The campaign's policy, or one of defaults that is not stored."""
     return Policy.objects.filter(campaign=run.campaign_id).first() or Policy(campaign_id=run.campaign_id)
+
+
+def rules_of(policy: Policy) -> Rules:
+    """The campaign's rules. Raises rules.RuleError where what is stored is none."""
+    return rules.parse(policy.rules)
 
 
 def needs_reason(adapter: Adapter) -> bool:
@@ -158,20 +167,6 @@ def _doubt(adapter: Adapter) -> str:
     )
 
 
-def _is_right(margins: NDArray[Any]) -> NDArray[np.float64]:
-    return (np.sign(margins) + 1) / 2
-
-
-def _bootstrap(gains: NDArray[Any], sizes: NDArray[Any]) -> NDArray[np.float64]:
-    """Differences in accuracy of BOOTSTRAP_DRAWS resamples of prompts. gains, sizes: (n_prompts,) → (draws,)"""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    draws = []
-    for _chunk in range(BOOTSTRAP_DRAWS // BOOTSTRAP_CHUNK):  # in chunks: draws × prompts need not fit in memory
-        picked = rng.integers(0, len(gains), (BOOTSTRAP_CHUNK, len(gains)))
-        draws.append(gains[picked].sum(axis=1) / sizes[picked].sum(axis=1))
-    return np.concatenate(draws)
-
-
 def _points(share: float) -> str:
     return f"{share * 100:.1f}".replace("-0.0", "0.0").replace("-", "−")
 
@@ -190,6 +185,8 @@ def _is_row(row: dict[str, Any]) -> bool:
         isinstance(row.get("pair"), str)
         and isinstance(row.get("prompt_sha256"), str)
         and all(isinstance(m, int | float) and math.isfinite(m) for m in margins)
+        and isinstance(label := row.get("label", 1.0), int | float)
+        and 0 <= label <= 1
     )
 
 

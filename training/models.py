@@ -223,7 +223,9 @@ class Policy(models.Model):
     publishes = models.BooleanField(default=False, help_text="publish by itself when the gate passes")
     updated_at = models.DateTimeField(auto_now=True, help_text="runs that ended before it are not published by it")
     min_heldout_pairs = models.PositiveIntegerField(default=20, help_text="the gate needs at least this many")
-    rules = models.JSONField(default=dict, blank=True, help_text="what differs from the defaults of training.rules.Rules")
+    rules = models.JSONField(
+        default=dict, blank=True, help_text="what differs from the defaults of training.rules.Rules"
+    )
 
     class Meta:
         verbose_name_plural = "policies"

@@ -75,3 +75,18 @@ def add_judged(campaign: Campaign, n_train: int, n_heldout: int = 0, *, now: dat
             wanted[side] -= 1
             made.append(judge(add_comparison(prompt), annotator=annotator, now=now))
     return made
+
+
+# What the trainer says of an ordinary adapter's behaviour.
+POLICY: dict[str, Any] = {
+    "kl": 0.05,
+    "kl_chosen": 0.02,
+    "length": {"new": 44.0, "base": 40.0},
+    "unfinished": {"new": 0.25, "base": 0.2},
+    "repetition": {"new": 0.03, "base": 0.03},
+    "distinct_2": {"new": 0.8, "base": 0.8},
+    "refusal_rate": {"new": 0.0, "base": 0.0},
+    "perplexity": {"new": 20.1, "base": 20.0},
+    "win_rate": None,
+    "samples": [{"prompt": [{"role": "user", "content": "Hello"}], "base": "Hi.", "new": "Hello!"} for _ in range(20)],
+}

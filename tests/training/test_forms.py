@@ -8,6 +8,7 @@ import pytest
 from tests.training.rows import add_campaign
 from training import catalog
 from training.forms import PolicyForm, RunForm, label_of
+from training.rules import Rules
 
 pytestmark = pytest.mark.django_db
 
@@ -58,3 +59,16 @@ def test_it_checks_a_policys_parameters(params: str, is_valid: bool) -> None:
     form = PolicyForm(data)
     assert form.is_valid() is is_valid
     assert set(form.errors) == (set() if is_valid else {"params"})
+
+
+def test_it_stores_the_rules_of_the_gate_that_differ_from_the_defaults() -> None:
+    data = {"campaign": add_campaign().pk, "every_n": 5, "method": "dpo", "params": "", "min_heldout_pairs": 20}
+    asked = {rule.name: rule.default for rule in fields(Rules)}
+    form = PolicyForm(data | asked | {"max_repetition": 0.25, "max_kl": ""})
+    assert form.is_valid(), form.errors
+    stored = form.save()
+    assert stored.rules == {"max_repetition": 0.25}
+    assert PolicyForm(instance=stored).initial["max_repetition"] == 0.25
+    for rule in fields(Rules):
+        for value in (rule.metadata["low"] - 1, rule.metadata["high"] + 1, "nan"):
+            assert rule.name in PolicyForm(data | asked | {rule.name: value}).errors

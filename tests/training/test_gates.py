@@ -1,18 +1,20 @@
 """The gate's figures against hand-computed ones, and its rule."""
 
+import hashlib
 import json
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from django.db.models import ProtectedError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling.models import Campaign
 from serving import adapters
 from serving.models import Adapter, Deployment
-from tests.training.rows import add_campaign, add_comparison, add_judged, add_prompt, judge
+from tests.training.rows import POLICY, add_campaign, add_comparison, add_judged, add_prompt, judge
 from training import attempts, gates
 from training.gates import BrokenEvaluation, ReasonWanted, Score, compare, describe, is_passed
 from training.models import Policy, Run
@@ -136,7 +138,7 @@ def add_adapter() -> Adapter:
     return Adapter.objects.create(name="adapter-2-abcdef", sha256="a" * 64, base_sha256="b" * 64)
 
 
-def write_evaluation(run: Run, value: float, **changes: Any) -> None:
+def write_evaluation(run: Run, value: float, *, policy: dict[str, Any] | None = None, **changes: Any) -> None:
     assert run.snapshot
     lines = [json.loads(line) for line in (run.snapshot.folder / "heldout.jsonl").open()]
     rows = [
@@ -144,7 +146,8 @@ def write_evaluation(run: Run, value: float, **changes: Any) -> None:
         for line in lines
     ]
     run.folder.mkdir(parents=True, exist_ok=True)
-    attempts.write_json(run.folder / "evaluation.json", {"heldout": [row | changes for row in rows]})
+    found = {"heldout": [row | changes for row in rows], "policy": POLICY | (policy or {})}
+    attempts.write_json(run.folder / "evaluation.json", found)
 
 
 @pytest.mark.django_db
@@ -178,7 +181,18 @@ def test_it_leaves_out_pairs_that_people_called_a_tie() -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("change", [{"margin": "0.3"}, {"margin": None}, {"pair": 7}, {"incumbent_margin": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"margin": "0.3"},
+        {"margin": None},
+        {"pair": 7},
+        {"incumbent_margin": None},
+        {"label": None},
+        {"label": 1.5},
+        {"policy": {"kl": None}},
+    ],
+)
 def test_it_refuses_an_evaluation_that_is_none(change: dict[str, Any]) -> None:
     campaign = add_campaign()
     add_judged(campaign, 4, 1)
@@ -189,6 +203,67 @@ def test_it_refuses_an_evaluation_that_is_none(change: dict[str, Any]) -> None:
     write_evaluation(run, 0.3, **change)
     with pytest.raises(BrokenEvaluation):
         gates.evaluate(run, adapter, run.folder)
+
+
+@pytest.mark.django_db
+def test_it_refuses_a_better_adapter_that_repeats_itself_and_says_both() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 10)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
+    run = add_run(campaign)
+    write_evaluation(run, 0.3, policy={"repetition": {"new": 0.31, "base": 0.03}, "kl": 0.7})
+    found = gates.evaluate(run, add_adapter(), run.folder)
+    assert not found.is_passed
+    assert found.verdict == (
+        "refused: it has moved far from the base (0.70 nats per token, limit 0.50); "
+        "answers repeat themselves (31 % of 4-grams, limit 10 %); "
+        "better by 50.0 points, 95 % 50.0 to 50.0, 10 held-out pairs"
+    )
+
+
+@pytest.mark.django_db
+def test_it_keeps_with_the_verdict_what_it_was_judged_by() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 10)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=5, rules={"max_kl": 0.01})
+    run = add_run(campaign)
+    write_evaluation(run, 0.3)
+    evidence = gates.evaluate(run, add_adapter(), run.folder).evidence
+    assert evidence["rules"]["max_kl"] == 0.01
+    assert evidence["rules"]["max_repetition"] == 0.1
+    assert evidence["policy"] == POLICY
+    assert evidence["file_sha256"] == hashlib.sha256((run.folder / "evaluation.json").read_bytes()).hexdigest()
+    refused = [guard for guard in evidence["guards"] if not guard["passed"]]
+    assert [(guard["name"], guard["value"], guard["limit"]) for guard in refused] == [("kl", 0.05, 0.01)]
+
+
+@pytest.mark.django_db
+def test_it_wants_as_many_prompts_and_as_small_a_loss_as_the_campaign_says() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 10)
+    policy = Policy.objects.create(campaign=campaign, min_heldout_pairs=5, rules={"min_heldout_prompts": 11})
+    run, adapter = add_run(campaign), add_adapter()
+    write_evaluation(run, 0.3)
+    assert gates.evaluate(run, adapter, run.folder).verdict.startswith("not enough prompts to tell: 10 held-out")
+    mixed = score([(1.0 if i % 5 else -1.0, 0.5 if i % 7 else -0.5, i) for i in range(60)])
+    assert mixed.low is not None
+    assert mixed.low < 0
+    policy.rules = {"max_accuracy_loss": 0.5}
+    assert not is_passed(mixed, 20)
+    assert is_passed(mixed, 20, gates.rules_of(policy))
+
+
+@pytest.mark.django_db
+def test_it_never_forgets_a_verdict() -> None:
+    """Not with its adapter, and not by an admin: the run's page may not delete."""
+    campaign = add_campaign()
+    add_judged(campaign, 4, 10)
+    run, adapter = add_run(campaign), add_adapter()
+    write_evaluation(run, 0.3)
+    gates.evaluate(run, adapter, run.folder)
+    for row in (adapter, run):
+        with pytest.raises(ProtectedError):
+            row.delete()
 
 
 @pytest.mark.django_db
