@@ -24,6 +24,7 @@ WRITES = {"create", "get_or_create", "update_or_create", "bulk_create", "bulk_up
 # Longer than the limit, and why splitting would make it worse.
 DEFENDED: dict[str, str] = {
     "labeling/models.py": "tables are read together: what is compared, who holds it, what was said of it",
+    "tests/access.py": "the table of every address, and who may use it: one place to look",
 }
 # `except Exception` that goes on: process loops, which record what happened.
 PROCESS_LOOPS: dict[str, str] = {
