@@ -21,6 +21,7 @@ CONFIG, WEIGHTS, MANIFEST, PROBES = "adapter_config.json", "adapter_model.safete
 MAX_BYTES = {CONFIG: 64 << 10, WEIGHTS: 8 << 30, MANIFEST: 1 << 20, PROBES: 8 << 20}
 MAX_HEADER_BYTES = 16 << 20
 MAX_RANK = 256
+MAX_LAYERS = 10_000
 MAX_ALPHA = 4096
 N_PROBES = 16
 MAX_PROBE_TOKENS = 2048
@@ -39,7 +40,7 @@ MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
 # of PEFT that we do not serve (or a hook such as auto_mapping) can never slip in under a new name.
 CONFIG_KEYS = {
     "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode", "r",
-    "lora_alpha", "lora_dropout", "bias", "target_modules", "use_rslora", "init_lora_weights",
+    "lora_alpha", "lora_dropout", "bias", "target_modules", "layers_to_transform", "use_rslora", "init_lora_weights",
     "megatron_core", "qalora_group_size",  # PEFT writes them always; they have no effect here
 }  # fmt: skip
 EFFECTIVE_KEYS = ("r", "lora_alpha", "use_rslora", "target_modules")
@@ -195,6 +196,13 @@ def _check_config(config: dict[str, Any]) -> None:
     _require(type(rank) is int and 1 <= rank <= MAX_RANK, CONFIG, _("r must be between 1 and 256"))
     _require(_is_finite_number(alpha) and 0 < alpha <= MAX_ALPHA, CONFIG, _("lora_alpha must be above 0, at most 4096"))
     _require(type(config.get("use_rslora", False)) is bool, CONFIG, _("use_rslora must be true or false"))
+    _check_harmless(config)
+    layers: Any = config.get("layers_to_transform") or []
+    _require(
+        isinstance(layers, list) and all(type(layer) is int and 0 <= layer < MAX_LAYERS for layer in layers),
+        CONFIG,
+        _("layers_to_transform must be a list of layer numbers"),
+    )
     modules = config.get("target_modules")
     # PEFT would also take a regular expression here: a hostile one takes for ever.
     _require(
@@ -204,6 +212,26 @@ def _check_config(config: dict[str, Any]) -> None:
         CONFIG,
         _("target_modules must be a list of module names"),
     )
+
+
+def _check_harmless(config: dict[str, Any]) -> None:
+    """Keys whose value PEFT acts on when it loads: some ways to initialise, such as "pissa", rewrite the base's weights."""
+    _require(
+        config.get("init_lora_weights") in (None, True, False),
+        CONFIG,
+        _("init_lora_weights must be true, false or null"),
+    )
+    dropout: Any = config.get("lora_dropout", 0)
+    _require(_is_finite_number(dropout) and 0 <= dropout < 1, CONFIG, _("lora_dropout must be at least 0 and below 1"))
+    _require(type(config.get("inference_mode", True)) is bool, CONFIG, _("inference_mode must be true or false"))
+    _require(  # PEFT imports the module of this name
+        config.get("megatron_core") in (None, "megatron.core"), CONFIG, _("megatron_core must be left as it is")
+    )
+    for key in ("base_model_name_or_path", "revision", "peft_version"):
+        text = config.get(key)
+        _require(
+            text is None or (isinstance(text, str) and len(text) <= 256), CONFIG, _("%s must be a short text") % key
+        )
 
 
 def _check_tensors(

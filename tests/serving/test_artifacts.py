@@ -79,6 +79,19 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"lora_alpha": 0}, "lora_alpha"),
     ({"lora_alpha": 10**400}, "lora_alpha"),
     ({"use_rslora": "yes"}, "use_rslora"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+    ({"init_lora_weights": "loftq"}, "init_lora_weights"),
+    ({"init_lora_weights": {"x": 1}}, "init_lora_weights"),
+    ({"lora_dropout": 1.0}, "lora_dropout"),
+    ({"lora_dropout": "0.1"}, "lora_dropout"),
+    ({"inference_mode": "no"}, "inference_mode"),
+    ({"megatron_core": "os"}, "megatron_core"),
+    ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path"),
+    ({"revision": "x" * 300}, "revision"),
+    ({"layers_to_transform": "[0-9]+"}, "layers_to_transform"),
+    ({"layers_to_transform": [-1]}, "layers_to_transform"),
+    ({"layer_replication": [[0, 9]]}, "layer_replication"),
+    ({"lora_bias": True}, "lora_bias"),
     ({"target_modules": "(a+)+$"}, "target_modules"),
     ({"target_modules": []}, "target_modules"),
     ({"target_modules": ["../q_proj"]}, "target_modules"),
@@ -211,7 +224,9 @@ def test_it_refuses_numbers_that_are_none(tmp_path: Path) -> None:
         check(folder)
 
 
-@pytest.mark.parametrize("name", ["hook.py", "pytorch_model.bin", ".hidden", "sub"])
+@pytest.mark.parametrize(
+    "name", ["hook.py", "pytorch_model.bin", "adapter_model.bin", "adapter_model.pt", "README.md", ".hidden", "sub"]
+)
 def test_it_refuses_other_files(tmp_path: Path, name: str) -> None:
     folder = folders.write(tmp_path / "a")
     (folder / name).mkdir() if name == "sub" else (folder / name).write_text("x")
