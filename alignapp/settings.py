@@ -263,6 +263,7 @@ BASE_MODEL_NAME = env.str("BASE_MODEL_NAME", default="base")  # the engine's nam
 
 # --- training --------------------------------------------------------------------------------------------------------
 TRAIN_THREADS = env.int("TRAIN_THREADS", default=0)  # 0: all cores
+TRAIN_PROCESSES = env.int("TRAIN_PROCESSES", default=0)  # of one run; 0: one for each GPU
 TRAIN_NICE = env.int("TRAIN_NICE", default=10)  # training yields to chat
 RUN_LEASE_SECONDS = env.int("RUN_LEASE_SECONDS", default=30)
 RUN_MAX_ATTEMPTS = env.int("RUN_MAX_ATTEMPTS", default=3)

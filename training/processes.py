@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 SECRETS = ("SECRET_KEY", "ENGINE_TOKEN", "ADMIN_PASSWORD", "DATABASE_URL", "REDIS_URL")
 TRAINER = [sys.executable, "-m", "training.ml.train"]
+LAUNCHER = [sys.executable, "-m", "training.ml.launch"]  # the trainer in several processes: how many, then its folder
 SCORER = [sys.executable, "-m", "training.ml.score"]
+GPUS = Path("/proc/driver/nvidia/gpus")  # the kernel's list: asking torch would load it
 STOP_SECONDS = 10.0
 SAME_START_SECONDS = 2.0  # the kernel's idea of its own boot time moves a little when the clock is set
 
@@ -32,7 +34,17 @@ def is_on_this_host(worker: str) -> bool:
 
 def start_trainer(folder: Path) -> subprocess.Popen[bytes]:
     """Starts the trainer on an attempt's folder, in a process group of its own, logging to log.txt."""
-    return _start(TRAINER, folder)
+    n = n_trainer_processes()
+    return _start(TRAINER if n == 1 else [*LAUNCHER, str(n)], folder)
+
+
+def n_trainer_processes() -> int:
+    """TRAIN_PROCESSES, or where it is 0 one for every GPU that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    n_gpus = len(list(GPUS.iterdir())) if GPUS.exists() else 0
+    if visible is not None:
+        n_gpus = min(n_gpus, len([name for name in visible.split(",") if name.strip()]))
+    return settings.TRAIN_PROCESSES or max(1, n_gpus)
 
 
 def start_scorer(folder: Path) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ import psutil
 from peft import PeftModel
 
 from training import catalog
-from training.ml import checkpoint, data, exams, policy
+from training.ml import checkpoint, data, exams, parallel, policy
 from training.ml.data import Examples, Order
 from training.ml.errors import TrainingError
 from training.ml.exams import Writer
@@ -46,11 +46,14 @@ class Attempt:
         self.order = self.choose_order()
         self.end_stage("tokenize")
         self.watch.phase("Scoring with the reference")
-        reference = self.score_reference()
+        with parallel.first_alone():
+            reference = self.score_reference()
         self.end_stage("reference")
         self.learner = learner = self.make_learner(reference)
         self.watch.phase("Training")
         train(learner, self.order, self.job.folder, self.identity(), self.watch, self.progress)
+        if not parallel.is_first():
+            return
         self.save_checkpoint()
         self.end_stage("train")
         self.finish(learner)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training.ml import files
+from training.ml import files, parallel
 from training.ml.watch import Watch
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watc
 
     The order of the pairs is a function of the step, so the step is the position in the data.
     """
+    if not parallel.is_first():
+        return
     state = {
         "identity": identity,
         "step": learner.step,

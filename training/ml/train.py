@@ -15,12 +15,13 @@ if __name__ == "__main__":
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from training import catalog
-from training.ml import files, jobs
+from training.ml import files, jobs, parallel
 from training.ml.attempt import Attempt
 from training.ml.errors import Stopped, describe
 from training.ml.policy_attempt import PolicyAttempt
@@ -37,9 +38,10 @@ def main(folder: Path) -> int:
         job = jobs.read(folder)
         os.nice(job.nice)
         if job.threads:
-            torch.set_num_threads(job.threads)
-        with Watch(folder, job.token) as watch:
-            return _carry_out(ATTEMPTS[catalog.get(job.method).output](job, watch))
+            torch.set_num_threads(max(1, job.threads // int(os.environ.get("WORLD_SIZE", "1"))))
+        with parallel.joined(folder) as own, Watch(own, job.token) as watch:
+            parallel.follow_the_first()
+            return _carry_out(ATTEMPTS[catalog.get(job.method).output](replace(job, folder=own), watch))
     except Stopped as stop:
         return stop.exit_code
     except Exception as error:  # the process's loop: whatever it was, the row must say so
@@ -61,6 +63,8 @@ def _carry_out(attempt: Attempt) -> int:
 
 def _fail(folder: Path, error: Exception) -> int:
     message, kind = describe(error)
+    if not parallel.is_first():
+        return 1
     try:
         files.write_json(folder / "error.json", {"message": message, "kind": kind})
     except OSError as unwritten:
@@ -71,4 +75,9 @@ def _fail(folder: Path, error: Exception) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m training.ml.train RUN_DIR/attempt-n")
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    if os.environ.get("RANK") == "0":
+        (Path(sys.argv[1]) / parallel.EXIT_CODE).write_text(str(code))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is written: a lane that is still computing for a run that was stopped is not waited for

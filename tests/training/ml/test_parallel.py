@@ -1,0 +1,82 @@
+"""Several processes on one machine: the same entry under torchrun, with gloo on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.ml.cases import read_json, read_metrics, some_pairs, write_attempt
+from training.ml import parallel, train
+from training.ml.rows import pack
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def launch(attempt: Path, n: int = 2) -> subprocess.Popen[bytes]:
+    with (attempt / "log.txt").open("wb") as log:
+        command = [sys.executable, "-m", "training.ml.launch", str(n), str(attempt)]
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "2"}
+        )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_it_trains_as_one_process_does_also_when_stopped(tiny_model_dir: Path, tmp_path: Path) -> None:
+    alone = write_attempt(tmp_path / "alone", tiny_model_dir)
+    assert train.main(alone) == 0
+
+    stopped = write_attempt(tmp_path / "together", tiny_model_dir)
+    process = launch(stopped)
+    while not read_metrics(stopped) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    assert code in (0, 3), (stopped / "log.txt").read_text()  # 0: it was through before the signal came
+    left = max((str(path) for path in stopped.glob("checkpoint-*")), key=len)
+
+    resumed = write_attempt(tmp_path / "together", tiny_model_dir, 2, resume=left)
+    assert launch(resumed).wait() == 0, (resumed / "log.txt").read_text()
+    both = [one for attempt in (stopped, resumed) for one in read_metrics(attempt)]
+    single = read_metrics(alone)
+    assert [one["step"] for one in both] == [one["step"] for one in single] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "grad_norm", "margin", "margin_p90", "kl_chosen"):
+        # Other passes, other rounding, where the base is bf16.
+        assert [one[name] for one in both] == pytest.approx([one[name] for one in single], rel=0.02, abs=0.01), name
+    expected = weights(alone)
+    for name, tensor in weights(resumed).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0.05, atol=0.02)
+    assert {path.name for path in resumed.iterdir()} - {"exit_code"} == {path.name for path in alone.iterdir()} | {
+        "log.txt"
+    }
+    assert read_json(resumed / "result.json")["n_steps"] == 6
+
+
+def test_it_ends_with_the_trainers_own_code(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert launch(tmp_path).wait() == 1
+    assert read_json(tmp_path / "error.json")["message"].startswith("config.json of the run cannot be read")
+
+
+def test_it_shares_a_steps_passes_by_their_cost() -> None:
+    packs = pack(some_pairs(12), 32)
+    shares = parallel.shares(packs, 2)
+    assert sorted(map(id, shares[0] + shares[1])) == sorted(map(id, packs))
+    costs = [sum(batch.n_tokens for batch in own) for own in shares]
+    assert abs(costs[0] - costs[1]) <= max(batch.n_tokens for batch in packs)
+
+
+def test_it_leaves_one_process_as_it_was() -> None:
+    packs = pack(some_pairs(4), 64)
+    assert parallel.share(packs) is packs
+    assert parallel.gather([1, 2]) == [1, 2]
+    assert parallel.budget_of_a_share(768, 5000) == 768
+    assert (parallel.size(), parallel.is_first(), parallel.anywhere(False)) == (1, True, False)
