@@ -28,6 +28,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 from serving.admin import ReadOnlyAdmin
 from training import comparison, comparison_views, figures_views, lineage_views, policies, views
 from training.forms import PolicyForm
+from training.lineage import count_retracted
 from training.models import Policy, RewardModel, Run, Scoring, Snapshot
 from training.reward_admin import RewardModelAdmin, ScoringAdmin
 from training.rules import Rules
@@ -156,8 +157,8 @@ class PolicyAdmin(ModelAdmin):
 class SnapshotAdmin(ReadOnlyAdmin):
     list_display = ("short_hash", "campaign", "shown_counts", "created_at")
     list_filter = ("campaign",)
-    fields = ("campaign", "sha256", "lineage", "shown_counts", "counts", "created_at")
-    readonly_fields = ("shown_counts", "lineage")
+    fields = ("campaign", "sha256", "lineage", "shown_counts", "n_retracted", "counts", "created_at")
+    readonly_fields = ("shown_counts", "n_retracted", "lineage")
 
     @display(description="sha256", ordering="sha256")
     def short_hash(self, snapshot: Snapshot) -> SafeString:
@@ -171,6 +172,10 @@ class SnapshotAdmin(ReadOnlyAdmin):
     @display(description=_("pairs: train + held out, of judgments"))
     def shown_counts(self, snapshot: Snapshot) -> str:
         return "{train} + {heldout}, {judgments}".format(**snapshot.counts)
+
+    @display(description=_("judgments retracted since"))
+    def n_retracted(self, snapshot: Snapshot) -> int:
+        return count_retracted([snapshot])[snapshot.pk]
 
 
 admin.site.register(RewardModel, RewardModelAdmin)

@@ -104,7 +104,7 @@ def _rows(campaign: Campaign) -> list[Row]:
     prompts = {pk: (sha256, turns) for pk, sha256, turns in campaign.prompts.values_list("pk", "sha256", "messages")}
     columns = [name for name in Row._fields if name not in ("prompt_sha256", "messages")]
     found = _learnable(campaign).order_by("pk").values_list("comparison__prompt", *columns)
-    return [Row(*said, *prompts[prompt]) for prompt, *said in found.iterator(CHUNK)]
+    return [Row._make((*said, *prompts[prompt])) for prompt, *said in found.iterator(CHUNK)]
 
 
 def _sources(

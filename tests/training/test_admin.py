@@ -42,6 +42,7 @@ def test_it_lets_nobody_change_a_snapshot_or_delete_a_run(admin_client: Client) 
     page = reverse("admin:training_snapshot_change", args=[snapshot.pk])
     content = admin_client.get(page).content.decode()
     assert snapshot.sha256 in content
+    assert "Judgments retracted since" in content
     assert "4 + 1, 5" in content
     assert admin_client.post(page, {"sha256": "x"}).status_code == 403
     for name, row in (("training_snapshot", snapshot), ("training_run", run)):
