@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,18 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(
 ) -> None:
     steps(learner, 3, tmp_path, watch)
     checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    before = copy.deepcopy(learner.monitor)
+    n_skipped = learner.n_skipped
     torch.rand(5)  # somebody else used the random numbers meanwhile
     expected = steps(learner, 3, tmp_path, watch)
     again, _ = make_learner(policy.load_base(tiny_model_dir, dtype=torch.float32), some_pairs(), seed=9)
     assert checkpoint.load(tmp_path / "checkpoint-3", again, IDENTITY)
-    assert (again.step, again.n_skipped) == (3, 0)
+    assert (again.step, again.n_skipped) == (3, n_skipped)
+    assert again.monitor.state == before.state
+    assert again.good is not None
     assert steps(again, 3, tmp_path, watch) == expected
     assert all(map(torch.equal, again.parameters, learner.parameters))
+    assert again.monitor.state == learner.monitor.state
 
 
 def test_it_restores_the_random_numbers(learner: Learner, tmp_path: Path, watch: Watch) -> None:
