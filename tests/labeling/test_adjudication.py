@@ -128,7 +128,7 @@ def test_it_says_when_a_decision_can_no_longer_be_taken_back(client, cats, rob):
     _decide(client, comparison, choice="tie")
     Judgment.objects.filter(purpose="adjudication").update(frozen_at=make.NOW)
     response = client.post(reverse("decision_undo", args=["cats", comparison.pk]), follow=True)
-    assert "can no longer be taken back" in response.content.decode()
+    assert "can no longer be undone" in response.content.decode()
     assert adjudication.decided().exists()
 
 
