@@ -321,7 +321,7 @@ def test_it_lets_chance_keep_any_for_a_share_of_the_prompts(chooser: RewardModel
     prompts = [add_sampled(chooser.campaign, TEXTS) for _ in range(24)]
     carry_out(chooser)
     assert best_of.choose(timezone.now()) == 24
-    by = [prompt.responses.first().sampling["kept_by"] for prompt in prompts]
+    by = [prompt.responses.earliest("pk").sampling["kept_by"] for prompt in prompts]
     assert 4 <= by.count("random") <= 20
     assert by.count("random") + by.count("best") == 24
     best = [kept(prompt) for prompt, who in zip(prompts, by, strict=True) if who == "best"]
@@ -334,7 +334,7 @@ def test_it_does_not_let_people_wait_for_scores_that_do_not_come(chooser: Reward
     assert best_of.choose(timezone.now()) == 0
     assert best_of.choose(timezone.now() + best_of.WAITS + timedelta(seconds=1)) == 1
     assert len(kept(prompt)) == 2
-    assert prompt.responses.first().sampling["kept_by"] == "random"
+    assert prompt.responses.earliest("pk").sampling["kept_by"] == "random"
     other = add_sampled(chooser.campaign, TEXTS)
     RewardModel.objects.update(is_active=False)  # nobody will score them
     assert best_of.choose(timezone.now()) == 1

@@ -35,7 +35,7 @@ class RewardAttempt(Attempt):
         return {}
 
     def new_learner(self, reference: Scores) -> Learner:
-        begin_ties(self.head, cast(RewardModel, self.params), self.order.pairs)
+        begin_ties(self.head, cast(RewardModel, self.params), cast(list[Pair], self.order.pairs))
         parameters = policy.parameters(self.model) + self.head.trained()
         return Learner(
             model=self.base.model,

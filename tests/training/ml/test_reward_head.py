@@ -88,18 +88,14 @@ def test_it_begins_with_the_threshold_that_equal_responses_tie_at() -> None:
     assert first_theta([replace(pairs[1], weight=1e6)]) > 1
 
 
-@pytest.mark.parametrize(
-    ("ties", "theta", "n_trained"),
-    [("learned", pytest.approx(5 / 3), 2), ("given", pytest.approx(2.5), 1), ("half", None, 1)],
-)
-def test_it_learns_the_threshold_or_takes_it_as_given(ties: str, theta: float | None, n_trained: int) -> None:
+@pytest.mark.parametrize(("ties", "n_trained"), [("learned", 2), ("given", 1), ("half", 1)])
+def test_it_learns_the_threshold_or_takes_it_as_given(ties: str, n_trained: int) -> None:
     head = Head(4, dtype=torch.float64)
     pairs = [pair([3], [4], [5], tie_share=0.125, weight=3.0), pair([3], [4], [5], tie_share=0.125)]
     begin_ties(head, RewardModel(ties=ties, tie_theta=2.5), pairs)
     assert len(head.trained()) == n_trained
-    assert (None if head.eta is None else head.eta.exp().item()) == (
-        theta if theta is None else pytest.approx(theta.expected if ties == "given" else first_theta(pairs))
-    )
+    found = None if head.eta is None else pytest.approx(head.eta.exp().item())
+    assert found == {"learned": first_theta(pairs), "given": 2.5, "half": None}[ties]
 
 
 def test_it_learns_the_share_of_ties() -> None:
@@ -172,6 +168,7 @@ def test_it_has_the_rewards_and_the_gradient_of_a_plain_model(base: policy.Base,
     ).sum()
     expected.backward()
     torch.testing.assert_close(total, expected.detach(), rtol=1e-10, atol=1e-10)
+    assert our_head.weight.grad is not None
     torch.testing.assert_close(our_head.weight.grad, their_head.weight.grad, rtol=1e-9, atol=1e-10)
     theirs = dict(plain.named_parameters())
     compared = [
