@@ -19,7 +19,7 @@ from training.ml.progress import Progress
 from training.ml.scores import Scores
 from training.ml.watch import Watch
 
-BUDGET = 768  # tokens per pass: about 1.7 GB with the 135M model in bf16
+BUDGET = 1536  # tokens at a time: about 2.2 GB with the 135M model in bf16
 
 
 class Attempt:

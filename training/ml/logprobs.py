@@ -1,5 +1,8 @@
 """Log-probabilities of responses: the language-model head at completion positions only, never the whole logits."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,9 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from training.ml.decoder import hidden_states
+from training.ml.decoder import hidden_states, is_known
 from training.ml.rows import Pack
-from training.ml.trunk import Trunk
+from training.ml.trunk import Trunk, first_adapted
 
 CHUNK = 128  # positions whose logits exist at one time: 128 x 49k x 4 bytes = 25 MB
 
@@ -31,14 +34,13 @@ class TokenLogps(torch.autograd.Function):
         for start in range(0, len(targets), CHUNK):
             chunk = slice(start, start + CHUNK)
             target = targets[chunk, None]  # (C, 1)
-            logits = (hidden[chunk] @ weight.T).to(wide)  # (C, V)
-            logits -= logits.amax(-1, keepdim=True)
-            chosen = logits.gather(-1, target)
-            total = logits.exp_().sum(-1, keepdim=True)
-            logps[chunk] = (chosen - total.log())[:, 0]
+            logits = hidden[chunk] @ weight.T  # (C, V)
+            top, most_likely = logits.max(-1, keepdim=True)
+            p = logits.softmax(-1, dtype=wide)
+            norm = top.to(wide) - p.gather(-1, most_likely).log()  # logsumexp, without a pass of its own
+            logps[chunk] = (logits.gather(-1, target).to(wide) - norm)[:, 0]
             if slopes is not None:
-                p = logits.div_(total).to(hidden.dtype)
-                slopes[chunk] = weight[target[:, 0]] - p @ weight
+                slopes[chunk] = weight[target[:, 0]] - p.to(hidden.dtype) @ weight
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps
@@ -65,3 +67,10 @@ def response_logps(model: PreTrainedModel, pack: Pack, trunk: Trunk | None = Non
     """(R,) sums of the log-probabilities of each response's tokens, in the order of `pack.order`."""
     logps = token_logps(model, pack, trunk=trunk)
     return torch.zeros(pack.n_responses, dtype=logps.dtype, device=logps.device).index_add(0, pack.owners, logps)
+
+
+def remembering(model: PreTrainedModel, folder: Path) -> Callable[[Pack], torch.Tensor]:
+    """`response_logps` of a model with its adapter, what lies below the adapter being computed once and kept in folder."""
+    layers: Any = model.get_decoder().layers if is_known(model) else []
+    n_frozen = first_adapted(layers, counts_disabled=True)
+    return partial(response_logps, model, trunk=Trunk(model, n_frozen, folder) if n_frozen else None)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from training import catalog
-from training.ml import checkpoint, exams, optim
+from training.ml import checkpoint, exams, lanes, optim, parallel
 from training.ml.batches import PAIRS, Columns, Source
 from training.ml.data import Example, Order
 from training.ml.errors import TrainingError, is_out_of_memory
@@ -23,7 +23,7 @@ from training.ml.logprobs import response_logps
 from training.ml.losses import Loss
 from training.ml.monitor import Alarm, Monitor, Verdict
 from training.ml.progress import TRAIN_COST, Progress
-from training.ml.rows import Pack, pack
+from training.ml.rows import Pack, count_tokens, pack
 from training.ml.scores import MIN_BUDGET, Scores
 from training.ml.watch import Watch
 
@@ -172,26 +172,49 @@ def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> d
 
     The gradient does not depend on how the examples are packed. Out of memory, smaller packs are tried.
     """
-    return _with_less_memory(learner, partial(_accumulate, learner, examples, watch))
+    found = _with_less_memory(learner, partial(_accumulate, learner, examples, watch))
+    parallel.sum_gradients(learner.parameters)
+    return _summarise(parallel.gather(found["columns"])) | {"n_pairs": len(examples), "tokens": found["tokens"]}
 
 
 def _with_less_memory(learner: Learner, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """work(), again with half the tokens a pass for as long as memory does not suffice."""
     while True:
+        result = None
         try:
-            return work()
+            result = work()
         except Exception as error:
             if not is_out_of_memory(error) or learner.budget < MIN_BUDGET:
                 raise
-            learner.budget //= 2
-            print(f"out of memory: going on with {learner.budget} tokens a pass", flush=True)
+        if not parallel.anywhere(result is None):
+            return result or {}
+        learner.budget //= 2
+        print(f"out of memory: going on with {learner.budget} tokens a pass", flush=True)
 
 
 def _accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> dict[str, Any]:
+    """This process's share of the gradient; `columns` of its packs."""
     learner.optimizer.zero_grad()
-    packs = pack(examples, learner.budget, device=learner.model.device, keep_last=learner.keep_last)
+    device = learner.model.device
+    n_tokens = count_tokens(examples, learner.budget, keep_last=learner.keep_last)
+    budget = parallel.budget_of_a_share(learner.budget, n_tokens, lanes.count(device))
+    packs = pack(examples, budget, device=device, keep_last=learner.keep_last)
     kl = mismatch_kl(learner, examples, watch)
+    shares = parallel.shares(parallel.share(packs), lanes.count(device))
+    works = [partial(_gradient, learner, examples, share, kl, watch) for share in shares if share]
+    gradients, columns = zip(*lanes.run(works, device), strict=True) if works else ((), ())
+    for parameter, *parts in zip(learner.parameters, *gradients, strict=True):
+        for part in parts:  # in the lanes' order: the sum is the same each time
+            parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+    return {"columns": [c for part in columns for c in part], "tokens": sum(batch.n_tokens for batch in packs)}
+
+
+def _gradient(
+    learner: Learner, examples: Sequence[Example], packs: list[Pack], kl: torch.Tensor, watch: Watch
+) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """The packs' gradient of the examples' mean weighted loss, and what is to be told of each pack."""
     anchor = learner.anchor + learner.monitor.state.anchor
+    total = [torch.zeros_like(parameter) for parameter in learner.parameters]
     seen = []
     for batch in packs:
         watch.check()
@@ -201,10 +224,11 @@ def _accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> 
         if anchor:
             losses = losses + anchor * logps.nll
         losses = losses * losses.new_tensor([example.weight for example in members])
-        (losses.sum() / len(examples)).backward()
+        found = torch.autograd.grad(losses.sum() / len(examples), learner.parameters)
+        torch._foreach_add_(total, list(found))
         with torch.no_grad():
-            seen.append({"loss": losses} | learner.source.describe(logps, members, learner.beta))
-    return _summarise(seen) | {"n_pairs": len(examples), "tokens": sum(batch.n_tokens for batch in packs)}
+            seen.append({"loss": losses.detach()} | learner.source.describe(logps, members, learner.beta))
+    return total, seen
 
 
 def mismatch_kl(learner: Learner, examples: Sequence[Example], watch: Watch) -> torch.Tensor:

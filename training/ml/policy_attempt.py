@@ -1,19 +1,33 @@
 """An attempt that makes an adapter: a policy, its reference, the evidence for the gate and the probes for the engine."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from training import catalog
-from training.ml import adapter, batches, files, losses, optim, policy, probes, rows, scores
+from training.ml import (
+    adapter,
+    batches,
+    files,
+    losses,
+    optim,
+    policy,
+    probes,
+    rows,
+    scores,
+)  # fmt: skip
 from training.ml.attempt import BUDGET, Attempt
 from training.ml.evidence import Examiner
+from training.ml.exams import Writer
+from training.ml.logprobs import remembering
 from training.ml.loop import Learner
 from training.ml.progress import TRAIN_COST
-from training.ml.rows import Item
-from training.ml.scores import Memory, Scores
+from training.ml.rows import Item, Pack
+from training.ml.scores import Memory, Scorer, Scores
 
 
 class PolicyAttempt(Attempt):
@@ -23,6 +37,9 @@ class PolicyAttempt(Attempt):
         if self.job.incumbent and self.job.is_continuing:
             return policy.add_incumbent(self.base, self.job.incumbent)
         return policy.add_adapter(self.base, self.params)
+
+    def writer(self) -> Writer:
+        return Writer(self.model, self.base.tokenizer)
 
     def score_reference(self) -> Scores:
         """Scores of all pairs under the base, and the plan of the work that follows."""
@@ -36,11 +53,17 @@ class PolicyAttempt(Attempt):
         with self.model.disable_adapter():
             return self.score(items, memory)
 
+    @cached_property
+    def forward(self) -> Callable[[Pack], torch.Tensor]:
+        """Scores (R,) of a pack's responses; what lies below the adapters is computed once for the whole attempt."""
+        return remembering(self.base.model, self.job.folder)
+
     def memory(self, scorer: str) -> Memory:
         return Memory(self.job.cache, f"{self.base.path_key} {scorer}")
 
     def score(self, pairs: Sequence[Item], memory: Memory) -> Scores:
-        return scores.score(self.base.model, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
+        scorer = Scorer(self.forward, self.base.model.device)
+        return scores.score_by(scorer, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
 
     def new_learner(self, reference: Scores) -> Learner:
         parameters = policy.parameters(self.model)
@@ -54,6 +77,7 @@ class PolicyAttempt(Attempt):
             budget=BUDGET,
             source=batches.SOURCES[catalog.get(self.job.method).source],
             anchor=self.params.anchor,
+            forward=self.forward,
         )
 
     def finish(self, learner: Learner) -> None:

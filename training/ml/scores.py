@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from training.ml import files
+from training.ml import files, lanes
 from training.ml.errors import TrainingError, is_out_of_memory
 from training.ml.logprobs import response_logps
 from training.ml.progress import Progress
@@ -117,23 +117,25 @@ def score_by(
 
 
 def _compute(scorer: Scorer, items: list[Alone], memory: Memory, budget: int, watch: Watch, progress: Progress) -> None:
-    waiting = pack(items, budget, device=scorer.device, keep_last=scorer.keep_last)
+    n_lanes = lanes.count(scorer.device)
+    waiting = pack(items, budget // n_lanes, device=scorer.device, keep_last=scorer.keep_last)
     while waiting:
-        batch = waiting.pop()
+        batches, waiting = waiting[-n_lanes:], waiting[:-n_lanes]
         since = time.monotonic()
         try:
-            scores = _forward(scorer, batch)
+            found = lanes.run([partial(_forward, scorer, batch) for batch in batches], scorer.device)
         except Exception as error:
             if not is_out_of_memory(error) or budget < MIN_BUDGET:
                 raise
             budget //= 2
             print(f"out of memory: going on with {budget} tokens a pass", flush=True)
-            left = [items[i] for b in [batch, *waiting] for i in b.items]
-            items, waiting = left, pack(left, budget, device=scorer.device, keep_last=scorer.keep_last)
-            continue
-        for (prompt, response), value in zip(batch.order, scores, strict=True):
-            memory.put(prompt, response, value)
-        watch.report(seconds_left=progress.did(batch.n_tokens, since))
+            items = [items[i] for b in [*waiting, *batches] for i in b.items]
+            return _compute(scorer, items, memory, budget, watch, progress)
+        for batch, scores in zip(batches, found, strict=True):
+            for (prompt, response), value in zip(batch.order, scores, strict=True):
+                memory.put(prompt, response, value)
+        watch.report(seconds_left=progress.did(sum(batch.n_tokens for batch in batches), since))
+    return None
 
 
 def _forward(scorer: Scorer, batch: Pack) -> list[float]:

@@ -7,6 +7,7 @@ memory: 2 bytes × hidden size per token in bf16, which the system may drop from
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Trunk:
         self.n_computed = 0  # tokens
         self._places: dict[Key, slice] = {}
         self._n_used = 0
+        self._lock = threading.Lock()
         self._rows = _mapped(folder, max_bytes // (self.width * self.dtype.itemsize), self.width, self.dtype)
 
     def states(self, pack: Pack, x: torch.Tensor, layers: Any, rotation: block.Rotation, plan: Plan) -> torch.Tensor:
@@ -64,10 +66,13 @@ class Trunk:
         return x
 
     def _keep(self, key: Key, states: torch.Tensor) -> None:
-        place = slice(self._n_used, self._n_used + len(states))
-        if place.stop <= len(self._rows) and key not in self._places:
-            self._rows[place] = states.to("cpu")
-            self._places[key], self._n_used = place, place.stop
+        with self._lock:
+            place = slice(self._n_used, self._n_used + len(states))
+            if place.stop > len(self._rows) or key in self._places:
+                return
+            self._n_used = place.stop
+        self._rows[place] = states.to("cpu")
+        self._places[key] = place  # last: another lane may read it from here on
 
 
 def _spans(pack: Pack) -> Iterator[tuple[Key, slice]]:

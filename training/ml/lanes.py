@@ -1,0 +1,46 @@
+"""Passes side by side on the processor, each with its own share of the threads.
+
+A pass is thousands of small operations. Threads that share each of them meet after each of them, and most of the time one
+waits; passes that run side by side meet once. On two cores that took a step from 0.62 to 0.44 seconds a pair. What each pass
+computes depends on the number of threads, never on which lane is faster.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+MAX = 4  # more passes at a time would each be too short for their matrix products to be efficient
+
+T = TypeVar("T")
+
+
+def count(device: torch.device) -> int:
+    """How many passes run side by side."""
+    return min(torch.get_num_threads(), MAX) if device.type == "cpu" else 1
+
+
+def run(works: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
+    """The results of all works, at most `count` at a time. Raises the first one's error when all have ended; what is
+    raised here meanwhile, as by a signal, does not wait for them."""
+    n_lanes = count(device)
+    if n_lanes == 1 or len(works) == 1:
+        return [work() for work in works]
+    lanes = _lanes(os.getpid(), n_lanes, torch.get_num_threads() // n_lanes)
+    futures: list[Future[T]] = [lanes.submit(work) for work in works]
+    wait(futures)
+    return [future.result() for future in futures]
+
+
+@cache
+def _lanes(pid: int, n_lanes: int, n_threads: int) -> ThreadPoolExecutor:
+    """The number of threads is a property of the thread that sets it. (A forked process has no threads: its own pool.)"""
+    return ThreadPoolExecutor(n_lanes, "lane", initializer=_enter, initargs=(n_threads,))
+
+
+def _enter(n_threads: int) -> None:
+    torch.set_num_threads(n_threads)
+    torch.get_num_threads()  # torch settles a thread's number at its first use, by what any thread has set last
