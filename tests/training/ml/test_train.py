@@ -109,9 +109,9 @@ def test_it_computes_no_reference_scores_in_a_second_run(finished: Path, tiny_mo
 
     root = copy_of(finished, tmp_path)
     first, second = (passes(write_attempt(root, tiny_model_dir, n, params={"epochs": 0.01})) for n in (1, 2))
-    # The adapter is the same one as before, so its scores and samples are known too: left are the check, the step, four
+    # The adapter is the same one as before, so its scores and samples are known too: left are the check, the step, two
     # packs of samples under policy and base for the divergence, and the probes.
-    assert second == 3 + 1 + 2 * 4 + 2
+    assert second == 3 + 1 + 2 * 2 + 2
     assert first > second + 2 * conduct.N_TOKENS
 
 
