@@ -56,6 +56,8 @@ def results(runs: Sequence[Run]) -> list[Row]:
     rows = [
         _row("accuracy", _("held-out accuracy, %"), [_evidence(run, "accuracy", 100) for run in runs], HIGHER),
         _row("difference", _("better than the incumbent by, points"), [_evidence(run, "difference", 100) for run in runs], HIGHER),
+        _row("brier", _("Brier score"), [_evidence(run, "brier", 1) for run in runs], LOWER),
+        _row("ece", _("calibration error"), [_evidence(run, "ece", 1) for run in runs], LOWER),
         _row("n_pairs", _("held-out pairs"), [_evidence(run, "n_pairs", 1) for run in runs]),
         *(
             _row(curve.key, f"{each.title}: {curve.words}" if len(each.curves) > 1 else each.title, [end.get(curve.key) for end in ends])
@@ -100,7 +102,7 @@ def _best(values: Sequence[Any], direction: int) -> int | None:
 
 def _evidence(run: Run, name: str, factor: float) -> float | None:
     value = run.evaluation.evidence.get(name) if hasattr(run, "evaluation") else None
-    return round(value * factor, 2) if isinstance(value, int | float) else None
+    return round(value * factor, 4) if isinstance(value, int | float) else None
 
 
 def _end_of(run: Run) -> dict[str, Any]:

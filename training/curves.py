@@ -63,6 +63,8 @@ CHARTS = (
         words=_("on chosen"),
     ),
     chart("entropy", _("Entropy, nats a token")),
+    chart("fresh_length", _("Length of fresh samples, tokens"), digits=0, low=0.0),
+    chart("repetition", _("Repetition in fresh samples"), low=0.0),
     chart("logp_chosen", _("Log-probability of chosen"), digits=1),
     chart("tokens_per_s", _("Tokens a second"), digits=0, low=0.0),
     chart(

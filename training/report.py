@@ -78,6 +78,7 @@ class Guard:
     value: Any
     limit: Any
     is_passed: bool
+    refusal: str = ""  # what is wrong where it was refused
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def guards(evaluation: Evaluation) -> list[Guard]:
             value=row.get("value"),
             limit=row.get("limit"),
             is_passed=bool(row.get("passed")),
+            refusal="" if row.get("passed") else str(row.get("refusal") or ""),
         )
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict)

@@ -5,6 +5,7 @@ import { clamp, compact, element, format, logTicks, nearest, smoothed, svg, tick
 
 const HEIGHT = 190;
 const MARGIN = { top: 12, right: 10, bottom: 24, left: 48 };
+const LABEL_HEIGHT = 11;
 const LABEL_WIDTH = 34; // for the names at the ends of curves, where there are several runs
 const SMOOTH_STEPS = 12; // a curve of so few steps is shown as it is
 const SMOOTHING = { none: () => 0, some: (n) => clamp(1 - SMOOTH_STEPS / n, 0, 0.9), much: () => 0.97 };
@@ -60,10 +61,6 @@ export class Board {
     this.draw();
   }
 
-  has(name) {
-    return [...this.plots.values()].some((plot) => plot.chart.curves.some((curve) => curve.key === name));
-  }
-
   plot(chart) {
     if (!this.plots.has(chart.key)) {
       const plot = new Plot(this, chart);
@@ -77,6 +74,12 @@ export class Board {
   draw() {
     this.root.hidden = !this.plots.size;
     for (const plot of this.plots.values()) plot.draw();
+  }
+
+  /** Of all plots, so that they stand on the same axis. */
+  lastStep() {
+    const lines = [...this.plots.values()].flatMap((plot) => plot.lines.filter((line) => !line.isHidden));
+    return lines.reduce((last, line) => Math.max(last, line.lastStep ?? 0), 1);
   }
 
   mark(alarms) {
@@ -148,6 +151,7 @@ class Plot {
       this.lines.push(line);
     }
     curve.steps.forEach((step, i) => line.points.set(step, curve.values[i]));
+    line.lastStep = Math.max(line.lastStep ?? 0, ...curve.steps.slice(-1));
   }
 
   /** Steps of a resumed run come again, and replace what was there. */
@@ -180,7 +184,8 @@ class Plot {
     this.scale();
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
     this.cursor = svg("g", {});
-    this.svg.replaceChildren(...this.axes(), ...this.shown.flatMap((line) => this.curve(line)), ...this.marks(), this.cursor);
+    const curves = this.shown.flatMap((line) => this.curve(line));
+    this.svg.replaceChildren(...this.axes(), ...curves, ...this.names(), ...this.marks(), this.cursor);
     this.drawLegend();
     this.point(null);
     this.fillTable();
@@ -212,8 +217,7 @@ class Plot {
     this.yTicks = this.isLog ? logTicks(least, most) : ticks(least, most, 4);
     const transform = this.isLog ? Math.log : (value) => value;
     const [bottom, top] = [transform(this.yTicks[0]), transform(this.yTicks.at(-1))];
-    const last = Math.max(...this.shown.map((line) => line.steps.at(-1)), 1);
-    this.range = this.board.range ?? [0, last];
+    this.range = this.board.range ?? [0, this.board.lastStep()];
     this.right = this.width - MARGIN.right - (this.hasRuns ? LABEL_WIDTH : 0);
     const inner = HEIGHT - MARGIN.top - MARGIN.bottom;
     this.x = (step) => MARGIN.left + ((step - this.range[0]) / (this.range[1] - this.range[0])) * (this.right - MARGIN.left);
@@ -238,9 +242,20 @@ class Plot {
     };
     const end = { x: this.x(line.steps.at(-1)), y: this.y(line.smooth.at(-1)) };
     const dot = svg("circle", { class: `dot ${line.style}`, cx: end.x, cy: end.y, r: 2.5 }); // one step alone has no line
-    const label = svg("text", { class: `name ${line.style}`, x: end.x + 6, y: end.y + 4 }, line.run.label ?? "");
     const lines = !this.isSmooth ? [draw("smooth", line.values)] : [draw("raw", line.values), draw("smooth", line.smooth)];
-    return [...lines, dot, ...(this.hasRuns ? [label] : [])];
+    return [...lines, dot];
+  }
+
+  /** The name of its run at the end of every curve, moved down where two would lie on each other. */
+  names() {
+    if (!this.hasRuns) return [];
+    const ends = this.shown.map((line) => ({ line, x: this.x(line.steps.at(-1)) + 6, y: this.y(line.smooth.at(-1)) + 4 }));
+    ends.sort((a, b) => a.y - b.y);
+    for (const [i, end] of ends.entries()) {
+      const above = ends.slice(0, i).filter((other) => Math.abs(other.x - end.x) < LABEL_WIDTH);
+      end.y = Math.max(end.y, ...above.map((other) => other.y + LABEL_HEIGHT));
+    }
+    return ends.map(({ line, x, y }) => svg("text", { class: `name ${line.style}`, x, y }, line.run.label));
   }
 
   /** A triangle at the foot of every step with an alarm. */
@@ -255,9 +270,12 @@ class Plot {
   }
 
   drawLegend() {
-    const names = this.hasRuns ? [] : this.lines; // of runs, the page has one legend for all plots
-    this.legend.hidden = names.length < 2;
-    this.legend.replaceChildren(...names.map((line) => legendEntry(this.style(line, this.lines.indexOf(line)), line.words)));
+    // Colours of runs are told by the page, once for all plots; here, what is solid and what is dashed.
+    const entries = this.hasRuns
+      ? this.chart.curves.map((curve, i) => legendEntry(`al-d${i}`, curve.words))
+      : this.lines.map((line, i) => legendEntry(this.style(line, i), line.words));
+    this.legend.hidden = entries.length < 2;
+    this.legend.replaceChildren(...entries);
   }
 
   // --- reading

@@ -42,9 +42,12 @@ def test_it_leaves_out_what_is_not_there(evidence: dict[str, Any]) -> None:
 
 
 def test_it_shows_refused_guards_first() -> None:
-    refused = {**GUARD, "name": "length", "words": "", "passed": False}
+    refused = {**GUARD, "name": "length", "words": "", "passed": False, "refusal": "twice as long"}
     rows = report.guards(Evaluation(evidence={"guards": [GUARD, refused]}))
-    assert [(row.words, row.is_passed) for row in rows] == [("length", False), ("KL", True)]
+    assert [(row.words, row.is_passed, row.refusal) for row in rows] == [
+        ("length", False, "twice as long"),
+        ("KL", True, ""),
+    ]
 
 
 @pytest.mark.parametrize("place", ["samples", "policy"])
