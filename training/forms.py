@@ -49,10 +49,10 @@ class RunForm(forms.Form):
         Raises catalog.ParameterError when there is no such method.
         """
         super().__init__(*args, **kwargs)
-        self.method = catalog.get(method)
+        self.chosen = catalog.get(method)
         self.initial.setdefault("method", method)
-        hints = get_type_hints(self.method.params)
-        for parameter in fields(self.method.params):
+        hints = get_type_hints(self.chosen.params)
+        for parameter in fields(self.chosen.params):
             self.fields[parameter.name] = field_of(parameter, hints[parameter.name])
             if params and parameter.name in params:
                 self.initial[parameter.name] = params[parameter.name]
@@ -68,10 +68,10 @@ class RunForm(forms.Form):
 
     def _named_in(self, sentence: str) -> str | None:
         """The parameter that an error of the catalog is about."""
-        return next((f.name for f in fields(self.method.params) if re.search(rf"\b{f.name}\b", sentence)), None)
+        return next((f.name for f in fields(self.chosen.params) if re.search(rf"\b{f.name}\b", sentence)), None)
 
     def parameters(self) -> dict[str, Any]:
-        return {parameter.name: self.cleaned_data[parameter.name] for parameter in fields(self.method.params)}
+        return {parameter.name: self.cleaned_data[parameter.name] for parameter in fields(self.chosen.params)}
 
     def own(self) -> list[forms.BoundField]:
         """The fields of parameters that this method has and others may not."""
@@ -88,7 +88,7 @@ class RunForm(forms.Form):
         return any(field.errors for field in self.rest())
 
     def _of_parameters(self) -> list[forms.BoundField]:
-        return [self[parameter.name] for parameter in fields(self.method.params)]
+        return [self[parameter.name] for parameter in fields(self.chosen.params)]
 
 
 class RunNoteForm(forms.ModelForm):

@@ -114,12 +114,8 @@ async def events(run_id: int, after: int) -> AsyncGenerator[str, None]:
     An event's id is the last step that it carries, so that a browser that comes back says how far it got.
     """
     yield RETRY
-    feed, sent, began_at, spoke_at = (
-        _feed(run_id, after),
-        {"state": {}, "log": None},
-        time.monotonic(),
-        time.monotonic(),
-    )
+    feed, began_at, spoke_at = _feed(run_id, after), time.monotonic(), time.monotonic()
+    sent: dict[str, Any] = {"state": {}, "log": None}
     while time.monotonic() - began_at < STREAM_SECONDS:
         seen = await feed.look()
         lines = await feed.after(after)
