@@ -65,6 +65,24 @@ def write_snapshot(folder: Path, train: list[dict[str, Any]], heldout: list[dict
     return folder
 
 
+def single_line(number: int, **changes: Any) -> dict[str, Any]:
+    """A line of unpaired.jsonl, or of edits.jsonl."""
+    return {
+        "prompt_sha256": f"{number:064x}",
+        "messages": [{"role": "user", "content": f"Number {number}?"}],
+        "response": f"Copper bridge {number}",
+        "response_id": number,
+        "judgments": [1],
+        "is_new": True,
+    } | changes
+
+
+def write_singles(path: Path, changes: Sequence[dict[str, Any]]) -> None:
+    """Lines 1, 2, … with these changes."""
+    lines = [single_line(number, **each) for number, each in enumerate(changes, start=1)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+
 def write_attempt(root: Path, model: Path, number: int = 1, *, method: str = "dpo", **changes: Any) -> Path:
     """root/attempt-<number> with a config.json and a lease; `params` and every other key can be given."""
     folder = root / f"attempt-{number}"
@@ -160,8 +178,10 @@ def judged(n: int = 8) -> list[Pair]:
 
 
 def examples_for(method: str) -> list[Any]:
-    """Some of what the method learns from."""
-    return judged() if batches.SOURCES[catalog.get(method).source] is batches.PAIRS else some_singles()
+    """Some of what the method learns from; whoever writes a response finds it good."""
+    source = catalog.get(method).source
+    edits = [replace(single, is_good=True, mismatch=None) for single in some_singles()]
+    return {"unpaired": some_singles(), "edits": edits}.get(source, judged())
 
 
 def shake(model: PeftModel, size: float = 0.1) -> None:

@@ -132,8 +132,9 @@ def plain_loss(
     if isinstance(examples[0], Single):
         singles: list[Any] = examples
         with torch.no_grad():
-            kl = (scores([(x.prompt, x.mismatch) for x in singles]) - reference).mean()
-            assert kl > 1
+            others = [scores([(x.prompt, x.mismatch)]) - reference for x in singles if x.mismatch]
+            kl = torch.cat(others).mean() if others else torch.zeros(())
+            assert kl > 1 or not others
         policy_logps = scores([(x.prompt, x.response) for x in singles])
         lengths, good = column([len(x.response) for x in singles]), column([x.is_good for x in singles])
         logps = ResponseLogps(policy_logps, torch.full_like(lengths, reference), lengths, good, kl.clamp(min=0))

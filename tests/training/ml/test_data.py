@@ -2,7 +2,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,27 +9,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from tests.training.ml import checks
-from tests.training.ml.cases import line, pair, some_pairs, some_singles, write_snapshot
+from tests.training.ml.cases import line, pair, some_pairs, some_singles, write_singles, write_snapshot
 from training import catalog
 from training.ml import data, lines
 from training.ml.data import Order, Single
 from training.ml.errors import TrainingError
-
-
-def single(number: int, **changes: object) -> dict[str, Any]:
-    """A line of unpaired.jsonl, or of edits.jsonl."""
-    return {
-        "prompt_sha256": f"{number:064x}",
-        "messages": [{"role": "user", "content": f"Number {number}?"}],
-        "response": f"Copper bridge {number}",
-        "response_id": number,
-        "judgments": [1],
-        "is_new": True,
-    } | changes
-
-
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
 def singles_of(found: data.Examples) -> list[Single]:
@@ -142,13 +125,13 @@ THUMBS = catalog.KTO(splits_pairs=False)
 
 def test_it_reads_thumbs(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     write_snapshot(tmp_path, [line(1)], [line(2)])
-    write_lines(tmp_path / "unpaired.jsonl", [single(7, desirable=True), single(8, desirable=False, weight=2.0)])
+    write_singles(tmp_path / "unpaired.jsonl", [{"desirable": True}, {"desirable": False, "weight": 2.0}])
     found = data.read(tmp_path, tokenizer, 512, "unpaired", THUMBS)
     assert [(x.id, x.is_good, x.weight) for x in singles_of(found)] == [
-        ("response-7", True, 1.0),
-        ("response-8", False, 2.0),
+        ("response-1", True, 1.0),
+        ("response-2", False, 2.0),
     ]
-    assert str(tokenizer.decode(list(singles_of(found)[0].response))) == "Copper bridge 7<|im_end|>"
+    assert str(tokenizer.decode(list(singles_of(found)[0].response))) == "Copper bridge 1<|im_end|>"
     assert [one.id for one in found.heldout] == ["pair-2"]
 
 
@@ -179,9 +162,9 @@ def test_it_splits_a_pair_as_its_votes_one_by_one(label: float) -> None:
 
 def test_it_reads_edits(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     write_snapshot(tmp_path, [line(1)], [])
-    write_lines(tmp_path / "edits.jsonl", [single(7, original_id=3)])
+    write_singles(tmp_path / "edits.jsonl", [{"original_id": 3}])
     found = data.read(tmp_path, tokenizer, 512, "edits")
-    assert [(x.id, x.is_good, x.weight, x.is_new) for x in singles_of(found)] == [("response-7", True, 1.0, True)]
+    assert [(x.id, x.is_good, x.weight, x.is_new) for x in singles_of(found)] == [("response-1", True, 1.0, True)]
 
 
 @pytest.mark.parametrize("source", ["unpaired", "edits"])
@@ -204,7 +187,7 @@ def test_it_names_the_thumb_that_is_damaged(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, changes: dict[str, object], reason: str
 ) -> None:
     write_snapshot(tmp_path, [], [])
-    write_lines(tmp_path / "unpaired.jsonl", [single(1), single(2) | changes])
+    write_singles(tmp_path / "unpaired.jsonl", [{}, changes])
     with pytest.raises(TrainingError, match=f"^Line 2 of unpaired.jsonl in the snapshot is damaged .*{reason}"):
         data.read(tmp_path, tokenizer, 512, "unpaired", THUMBS)
 

@@ -2,13 +2,13 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.training.ml.cases import make_learner, pair, read_metrics, shake, some_pairs
+from tests.training.ml.cases import POLICY_METHODS, examples_for, make_learner, pair, read_metrics, shake, some_pairs
 from tests.training.ml.test_scores import forward_passes
-from training import catalog
 from training.ml import loop, policy, scores
 from training.ml.data import Order, Pair
 from training.ml.errors import Stopped, TrainingError
@@ -65,16 +65,17 @@ def test_it_scales_a_pairs_gradient_by_its_weight(base: policy.Base, watch: Watc
     torch.testing.assert_close(gradient(learner, [heavy, none], watch), 1.5 * alone, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("method", catalog.METHODS)
+@pytest.mark.parametrize("method", POLICY_METHODS)
 def test_it_lowers_every_methods_own_loss(base32: policy.Base, tmp_path: Path, watch: Watch, method: str) -> None:
-    pairs = some_pairs()
-    reference = score_base(base32, pairs, tmp_path / "c", watch)
-    learner, _ = make_learner(base32, pairs, method=method, reference=reference, schedule="constant", warmup=0.0)
-    order = one_batch(pairs, epochs=6)
+    examples = examples_for(method)
+    reference = score_base(base32, [*examples, *(other for x in examples for other in x.others)], tmp_path / "c", watch)
+    gently: dict[str, Any] = {"learning_rate": 0.0005, "schedule": "constant", "warmup": 0.0}
+    learner, _ = make_learner(base32, examples, method=method, reference=reference, **gently)
+    order = one_batch(examples, epochs=6)
     losses = [loop.take_step(learner, order, tmp_path, watch)["loss"] for _ in range(6)]
     assert losses[-1] < losses[1] < losses[0]
-    assert learner.metrics["accuracy"] > 0.7
-    assert learner.metrics["chosen_reward"] > learner.metrics["rejected_reward"]
+    assert learner.metrics["accuracy"] > 0.5
+    assert learner.metrics["margin"] > 0
 
 
 def test_it_writes_a_line_of_metrics_per_step(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.ml.cases import line, read_json, read_metrics, write_attempt, write_lease, write_snapshot
+from tests.training.ml.cases import (
+    POLICY_METHODS,
+    line,
+    read_json,
+    read_metrics,
+    write_attempt,
+    write_lease,
+    write_singles,
+    write_snapshot,
+)
 from training import catalog
 from training.ml import conduct, train
 
@@ -280,8 +289,26 @@ def test_it_says_that_its_config_is_unreadable(tmp_path: Path) -> None:
     assert fails(tmp_path)["message"].startswith("config.json of the run cannot be read")
 
 
-@pytest.mark.parametrize("method", catalog.METHODS)
-def test_it_makes_an_adapter_by_every_method(finished: Path, tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", {catalog.get(name).source: name for name in POLICY_METHODS}.values())
+def test_it_makes_an_adapter_of_every_source(finished: Path, tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+    """The last method of each; test_loop takes steps by every one."""
     attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, method=method, params={"epochs": 1.0})
+    write_singles(tmp_path / "snapshot" / "unpaired.jsonl", [{"desirable": n % 2 == 0} for n in range(6)])
+    write_singles(tmp_path / "snapshot" / "edits.jsonl", [{"original_id": n} for n in range(6)])
     assert train.main(attempt) == 0
     assert read_json(attempt / "adapter" / "manifest.json")["method"] == method
+    assert all(one["loss"] is not None for one in read_metrics(attempt))
+
+
+def test_it_says_what_a_method_would_learn_from(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    message = fails(write_attempt(copy_of(finished, tmp_path), tiny_model_dir, method="sft"))["message"]
+    assert message.startswith("There is nothing to train on: this method learns from responses that people wrote")
+
+
+def test_it_takes_the_flip_rate_from_the_snapshots_card(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir, method="cdpo", params={"flip_rate": -1.0})
+    assert fails(attempt)["message"].startswith("flip_rate cannot be measured yet")
+    (tmp_path / "snapshot" / "card.json").write_text('{"flip_rate": 0.07}')
+    (attempt / "error.json").unlink()
+    assert train.main(attempt) == 0
+    assert read_json(attempt / "adapter" / "manifest.json")["params"]["flip_rate"] == 0.07
