@@ -7,6 +7,7 @@ Each segment's arithmetic depends on nothing but its own prompt and tokens, so a
 change with what it is packed with.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +21,20 @@ from training.ml.rows import Segment
 
 NAME = "shared_prompt"
 ROUND = 32  # lengths are filled up to a multiple: oneDNN compiles and keeps a kernel for every new shape
+CHUNK = 128  # queries at a time: the later half of a prompt's keys need not be shown to its earlier half
 KEEP = 1 << 17  # probabilities per head of a segment: more are computed again in the backward pass, not kept
 
 
 @dataclass(frozen=True)
 class Block:
-    """One segment among the gathered rows: H·Q rows of queries, Hk·K rows of keys."""
+    """Queries of one segment among the gathered rows, H·Q of them, and the Hk·K rows of the keys that they see."""
 
     queries: slice
     keys: slice
     n_queries: int  # Q
     n_keys: int  # K
-    bias: torch.Tensor  # (Q, K): 0 where a query sees a key, else −inf
+    n_open: int  # keys that all of its queries see
+    bias: torch.Tensor  # (Q, K − n_open) of the others: 0 where a query sees a key, else −inf
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Plan:
     queries: torch.Tensor  # (ΣH·Q,) rows of (T·H + 1, D), of which the last is zeros
     outputs: torch.Tensor  # (T·H,) the way back
     keys: torch.Tensor  # (ΣHk·K,) rows of (T·Hk, D)
-    readers: torch.Tensor  # (T·Hk, M) the gathered rows that hold a key; row ΣHk·K, zeros, where it has fewer
+    readers: torch.Tensor  # (M, T·Hk) the gathered rows that hold a key; row ΣHk·K, zeros, where it has fewer
     longest: int  # keys that any query may see
 
 
@@ -54,21 +57,28 @@ def plan(segments: list[Segment], n_heads: int, n_key_heads: int, like: torch.Te
     blocks: list[Block] = []
     queries, keys = [], []
     n_q = n_k = 0
-    for segment in segments:
-        own = torch.arange(segment.start, segment.end)
-        seen = torch.cat((torch.arange(segment.prompt_start, segment.prompt_end), own))
+    for own, seen in _looks(segments):
         queries.append(_rows(own, n_heads, fill=n_tokens * n_heads))
         keys.append(_rows(seen, n_key_heads, fill=-1))
         spans = slice(n_q, n_q := n_q + len(queries[-1])), slice(n_k, n_k := n_k + len(keys[-1]))
         shape = len(queries[-1]) // n_heads, len(keys[-1]) // n_key_heads
-        blocks.append(Block(*spans, *shape, _bias(shape, len(seen) - len(own), like)))
+        blocks.append(Block(*spans, *shape, len(seen) - len(own), _bias(shape, len(seen) - len(own), like)))
     gathered_q, gathered_k = torch.cat(queries), torch.cat(keys)
     outputs = _places(gathered_q, n_tokens * n_heads)[:, 0]
-    readers = _places(gathered_k, n_tokens * n_key_heads)
+    readers = _places(gathered_k, n_tokens * n_key_heads).T.contiguous()
     gathered_k.clamp_(min=0)  # what fills keys up is hidden by the bias: any row will do, if only it is finite
     a, b, c, d = (index.to(like.device) for index in (gathered_q, outputs, gathered_k, readers))
     longest = max(s.end - s.start + s.prompt_end - s.prompt_start for s in segments)
     return Plan(n_heads, n_key_heads, blocks, a, b, c, d, longest)
+
+
+def _looks(segments: list[Segment]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(queries, keys) of each block: up to CHUNK tokens of a segment, and what the last of them sees."""
+    for segment in segments:
+        prompt = torch.arange(segment.prompt_start, segment.prompt_end)
+        for start in range(segment.start, segment.end, CHUNK):
+            end = min(start + CHUNK, segment.end)
+            yield torch.arange(start, end), torch.cat((prompt, torch.arange(segment.start, end)))
 
 
 def _rows(tokens: torch.Tensor, n_heads: int, *, fill: int) -> torch.Tensor:
@@ -78,9 +88,10 @@ def _rows(tokens: torch.Tensor, n_heads: int, *, fill: int) -> torch.Tensor:
     return rows.flatten()
 
 
-def _bias(shape: tuple[int, int], n_prompt: int, like: torch.Tensor) -> torch.Tensor:
+def _bias(shape: tuple[int, int], n_open: int, like: torch.Tensor) -> torch.Tensor:
     """The keys that fill up come later than every query that counts, so they are never seen."""
-    return torch.full(shape, float("-inf"), dtype=like.dtype, device=like.device).triu_(n_prompt + 1)
+    n_queries, n_keys = shape
+    return torch.full((n_queries, n_keys - n_open), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
 
 
 def _places(rows: torch.Tensor, n: int) -> torch.Tensor:
@@ -155,16 +166,17 @@ def _of(rows: Kept, block: Block, plan: Plan) -> tuple[torch.Tensor, torch.Tenso
 
 def _probabilities(queries: torch.Tensor, keys: torch.Tensor, block: Block, scale: float) -> torch.Tensor:
     """(Hk, G·Q, D), (Hk, K, D) -> (Hk, G·Q, K); softmax adds up in fp32, whatever the dtype."""
-    scores = (queries @ keys.mT).view(-1, block.n_queries, block.n_keys)  # (H, Q, K)
-    return torch.add(block.bias, scores, alpha=scale).softmax(-1).view(len(keys), -1, block.n_keys)
+    scores = torch.bmm(queries, keys.mT).mul_(scale).view(-1, block.n_queries, block.n_keys)  # (H, Q, K)
+    scores[..., block.n_open :] += block.bias
+    return scores.softmax(-1).view(len(keys), -1, block.n_keys)
 
 
 def _gather(rows: torch.Tensor, plan: Plan) -> torch.Tensor:
     """(ΣHk·K + 1, D) gradients of the gathered keys or values -> (T, Hk, D): the sum over those who read each."""
-    n, most = plan.readers.shape
-    return (
-        rows.index_select(0, plan.readers.flatten()).view(n, most, -1).sum(1).view(-1, plan.n_key_heads, rows.shape[-1])
-    )
+    most, n = plan.readers.shape
+    read = rows.index_select(0, plan.readers.flatten()).view(most, n, -1)
+    total = read.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(rows.dtype)
+    return total.view(-1, plan.n_key_heads, rows.shape[-1])
 
 
 class SharedPromptAttention(torch.autograd.Function):

@@ -158,11 +158,10 @@ def normalise(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[to
 
 
 def normalise_back(d_y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """The gradient of RMSNorm's input (T, W), wide: (g − x̂ · mean(g x̂)) / rms with g = d_y · weight."""
-    g = _wide(d_y * weight)
-    unit = _wide(x) * inverse
-    mean = torch.linalg.vecdot(g, unit, dim=-1).unsqueeze(-1).div_(x.shape[-1])
-    return g.addcmul_(unit, mean, value=-1).mul_(inverse)
+    """The gradient of RMSNorm's input (T, W), wide: (g − x · mean(g x) / rms²) / rms with g = d_y · weight."""
+    g, wide = _wide(d_y * weight), _wide(x)
+    mean = torch.linalg.vecdot(g, wide, dim=-1).unsqueeze(-1).div_(x.shape[-1]).mul_(inverse.square())
+    return g.addcmul_(wide, mean, value=-1).mul_(inverse)
 
 
 def rotate(x: torch.Tensor, rotation: Rotation, sign: int) -> torch.Tensor:

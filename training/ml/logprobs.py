@@ -36,11 +36,11 @@ class TokenLogps(torch.autograd.Function):
             target = targets[chunk, None]  # (C, 1)
             logits = hidden[chunk] @ weight.T  # (C, V)
             top, most_likely = logits.max(-1, keepdim=True)
-            p = logits.softmax(-1, dtype=wide)
-            norm = top.to(wide) - p.gather(-1, most_likely).log()  # logsumexp, without a pass of its own
+            p = logits.softmax(-1)  # adds up in fp32
+            norm = top.to(wide) - p.gather(-1, most_likely).to(wide).log()  # logsumexp, without a pass of its own
             logps[chunk] = (logits.gather(-1, target).to(wide) - norm)[:, 0]
             if slopes is not None:
-                slopes[chunk] = weight[target[:, 0]] - p.to(hidden.dtype) @ weight
+                slopes[chunk] = weight[target[:, 0]] - p @ weight
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps
