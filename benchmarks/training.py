@@ -15,6 +15,7 @@ import argparse
 import gzip
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -193,15 +194,16 @@ def make_starts(model: Path, folder: Path) -> dict[str, Path]:
 
 
 def read(path: Path, model: Path, limit: int = 528) -> Iterator[dict[str, Any]]:
-    """Token ids of the file's first pairs, as the trainer would make them."""
+    """Token ids of pairs drawn from the file, as the trainer would make them."""
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for _, line in zip(range(limit), lines, strict=False):
-            row = json.loads(line)
+        found = lines.readlines()
+        random.Random(0).shuffle(found)  # noqa: S311  # the first rows of a file may be all alike
+        for row in map(json.loads, found[:limit]):
             turns = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
             prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             answers = {
