@@ -202,7 +202,7 @@ def read(path: Path, model: Path, limit: int = 528) -> Iterator[dict[str, Any]]:
 
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         found = lines.readlines()
-        random.Random(0).shuffle(found)  # noqa: S311  # the first rows of a file may be all alike
+        random.Random(0).shuffle(found)  # the first rows of a file may be all alike
         for row in map(json.loads, found[:limit]):
             turns = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
             prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
