@@ -20,7 +20,9 @@ WHY = "Answered at random."
 
 
 def add_run(campaign, number: int, snapshot=None, **fields) -> Run:
-    adapter = Adapter.objects.create(name=f"adapter-{number}-abcdef", sha256=f"{number:064}", base_sha256=adapters.base().sha256)
+    adapter = Adapter.objects.create(
+        name=f"adapter-{number}-abcdef", sha256=f"{number:064}", base_sha256=adapters.base().sha256
+    )
     values = {"status": Run.Status.SUCCEEDED, "method": "dpo", "params": {"epochs": 2.0}, **fields}
     return Run.objects.create(campaign=campaign, adapter=adapter, snapshot=snapshot, **values)
 
