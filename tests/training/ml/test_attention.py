@@ -13,16 +13,22 @@ def heads(n: int, length: int, dtype: torch.dtype = torch.float64) -> torch.Tens
     return torch.randn(length, n, 8, generator=torch.Generator().manual_seed(n), dtype=dtype)
 
 
+@pytest.mark.parametrize("chunk", [2, 128], ids=["in chunks", "whole"])
 @pytest.mark.parametrize("keep", [0, attention.KEEP], ids=["computed again", "kept"])
-def test_it_has_the_gradient_that_finite_differences_give(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_has_the_gradient_that_finite_differences_give(
+    keep: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "KEEP", keep)
+    monkeypatch.setattr(attention, "CHUNK", chunk)
     q = heads(4, 11).requires_grad_()
     k, v = heads(2, 11).requires_grad_(), (heads(2, 11) * 0.7 + 0.1).requires_grad_()
     plan = attention.plan(SEGMENTS, 4, 2, q)
     assert torch.autograd.gradcheck(lambda *qkv: SharedPromptAttention.apply(*qkv, plan, 0.3), (q, k, v))
 
 
-def test_it_is_masked_attention_over_prompt_and_self() -> None:
+@pytest.mark.parametrize("chunk", [2, 128])
+def test_it_is_masked_attention_over_prompt_and_self(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CHUNK", chunk)
     q, k, v = (x.transpose(0, 1) for x in (heads(4, 11), heads(2, 11), heads(2, 11) * 0.5))
     allowed = torch.zeros(11, 11, dtype=torch.bool)
     for s in SEGMENTS:

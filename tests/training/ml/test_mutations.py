@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.training.ml import checks
-from training.ml import attention, batches, data, logprobs, loop, losses, rows, scores
+from training.ml import attention, batches, block, data, logprobs, loop, losses, rows, scores
 from training.ml.losses import PairLogps
 
 
@@ -58,6 +58,12 @@ def packing(bench: Bench) -> None:
 
 def weights(bench: Bench) -> None:
     checks.weighs_examples(bench.get("base"), "dpo", bench.get("watch"))
+
+
+def in_chunks(bench: Bench) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "CHUNK", 2)
+        alone(bench)
 
 
 def texts(bench: Bench) -> None:
@@ -118,8 +124,8 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("ties ignored", batches.gather_pairs, ties, "[pair.tie_share for", "[0.0 for"),
     ("verdict ignored", batches.gather_responses, thumbs, "float(single.is_good)", "1.0"),
     # the step
-    ("weight ignored", loop._accumulate, weights, "[example.weight for", "[1.0 for"),
-    ("mean over the pack, not the step", loop._accumulate, packing, "losses.sum() / len(examples)", "losses.mean()"),
+    ("weight ignored", loop._gradient, weights, "[example.weight for", "[1.0 for"),
+    ("mean over the pack, not the step", loop._gradient, packing, "losses.sum() / len(examples)", "losses.mean()"),
     ("gradient of the last step kept", loop._accumulate, weights, "learner.optimizer.zero_grad()", "pass"),
     ("a KL of part of the step", loop.mismatch_kl, thumbs, "in examples for", "in examples[:1] for"),
     ("a gradient through the KL", loop.mismatch_kl, thumbs, "torch.no_grad()", "torch.enable_grad()"),
@@ -142,8 +148,12 @@ MISTAKES: list[tuple[Any, ...]] = [
     ),
     ("responses that see each other", rows._lay, alone, "len(ids), start, end)", "len(ids), start, first)"),
     ("responses without a prompt", rows._lay, alone, "len(ids), start, end)", "len(ids), start, start)"),
-    ("tokens that see the next one", attention._bias, alone, "n_prompt + 1", "n_prompt + 2"),
-    ("tokens that do not see themselves", attention._bias, alone, "n_prompt + 1", "n_prompt"),
+    ("tokens that see the next one", attention._bias, alone, "triu_(1)", "triu_(2)"),
+    ("tokens that do not see themselves", attention._bias, alone, "triu_(1)", "triu_(0)"),
+    ("a later chunk that sees no earlier one", attention._looks, in_chunks, "segment.start, end)))", "start, end)))"),
+    ("positions that turn the wrong way", block.rotate, plain, "value=sign)", "value=-sign)"),
+    ("sign of the norm's gradient", block.normalise_back, plain, "value=-1", "value=1"),
+    ("scale missing in a gradient", block.Adapters.back, plain, ".mul_(scale).T", ".T"),
     ("sign of the head's gradient", logprobs.TokenLogps.forward, plain, "- p @ weight", "+ p @ weight"),
     ("a token counted twice", logprobs.response_logps, alone, "owners, logps)", "owners, logps).add(logps[0])"),
     # the data
@@ -172,7 +182,9 @@ def test_it_catches_a_planted_mistake(request: pytest.FixtureRequest, mistake: t
         check(bench)
 
 
-@pytest.mark.parametrize("check", [formulas, borders, alone, plain, ties, thumbs, packing, weights, texts, start])
+@pytest.mark.parametrize(
+    "check", [formulas, borders, alone, plain, ties, thumbs, packing, weights, texts, start, in_chunks]
+)
 def test_it_accepts_what_nobody_tampered_with(request: pytest.FixtureRequest, check: Check) -> None:
     check(Bench(request))
 
