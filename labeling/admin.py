@@ -13,7 +13,6 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
@@ -182,7 +181,7 @@ class JudgmentAdmin(ReadOnlyAdmin):
         whole = format_html(
             '<a href="{}">{}</a>', reverse("admin:training_lineage", args=["judgment", judgment.pk]), _("lineage")
         )
-        return format_html_join(SafeString("<br>"), "{}", ((line,) for line in [*lines, whole]))
+        return format_html("{}{}", format_html_join("", "{}<br>", ((line,) for line in lines)), whole)
 
 
 def _linked(row: Model) -> tuple[str, str]:

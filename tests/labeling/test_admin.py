@@ -134,6 +134,7 @@ def test_it_publishes_the_guidelines_of_a_campaign(client, root):
     }
     body |= {"overlap": 1, "max_overlap": 0, "lease_seconds": 120, "min_dwell_ms": 600, "n_candidates": 4}
     body |= {"max_tokens": 256, "group_size": 2, "gold_share": 0, "repeat_share": 0, "practice_pairs": 0}
+    body |= {"n_samples": 0, "keeps": "best"}
     body |= {"strategy": "random", "random_share": 0.2, "rationale": "off"}
     body |= {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
     response = client.post(reverse("admin:labeling_campaign_add"), body)

@@ -46,6 +46,7 @@ def test_it_writes_the_config_that_the_contract_names(run: Run) -> None:
         "cache": str(settings.ARTIFACTS_DIR / "cache" / "reference"),
         "incumbent": None,  # the base: nothing to continue or to compare with
         "incumbent_name": None,
+        "reward_model": None,
         "resume": None,
         "threads": settings.TRAIN_THREADS,
         "nice": settings.TRAIN_NICE,
