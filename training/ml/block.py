@@ -7,7 +7,7 @@ al. 2023, arXiv 2302.13971), RoPE (arXiv 2104.09864), SwiGLU (arXiv 2002.05202),
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,7 +82,8 @@ def _adapter(module: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, flo
     (name,) = module.active_adapters
     if name not in module.lora_A:
         return None, None, 0.0
-    return module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    a, b = cast(nn.Linear, module.lora_A[name]), cast(nn.Linear, module.lora_B[name])
+    return a.weight, b.weight, module.scaling[name]
 
 
 def _frozen(parameter: Any, like: torch.Tensor) -> Any:

@@ -273,10 +273,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
-def choose(examples: list[Example], *, is_continuing: bool, replay: float, seed: int) -> list[Example]:
+def choose(examples: Sequence[Example], *, is_continuing: bool, replay: float, seed: int) -> list[Example]:
     """What to train on: all of it, or, continuing the incumbent, what is new and `replay` old examples for each."""
     if not is_continuing:
-        return examples
+        return list(examples)
     new = [example for example in examples if example.is_new]
     old = [example for example in examples if not example.is_new]
     n_old = min(len(old), round(replay * len(new)))

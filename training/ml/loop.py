@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from training import catalog
 from training.ml import checkpoint, exams, lanes, optim, parallel
-from training.ml.batches import PAIRS, Columns, Source
+from training.ml.batches import PAIRS, Columns, Source, gather_responses
 from training.ml.data import Example, Order
 from training.ml.errors import TrainingError, is_out_of_memory
 from training.ml.exams import Exams
@@ -244,7 +244,7 @@ def mismatch_kl(learner: Learner, examples: Sequence[Example], watch: Watch) -> 
         watch.check()
         members = [others[i] for i in batch.items]
         with torch.no_grad():
-            logps = learner.source.gather(learner.forward(batch), batch, members, learner.reference, zero)
+            logps = gather_responses(learner.forward(batch), batch, members, learner.reference, zero)
         ratios.append(logps.logratio)
     return torch.cat(ratios).mean().clamp(min=0) if ratios else zero
 

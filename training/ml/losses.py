@@ -184,7 +184,8 @@ def rao_kupper(logps: PairLogps, params: TieDPO) -> torch.Tensor:
     gap, shift = params.beta * logps.logratio_gap, math.log(params.nu)
     win, loss = logsigmoid(gap - shift), logsigmoid(-gap - shift)
     tie = win + loss + math.log(params.nu**2 - 1)
-    return -sum(share * logp for share, logp in zip(_outcomes(logps), (win, tie, loss), strict=True))
+    parts = (share * logp for share, logp in zip(_outcomes(logps), (win, tie, loss), strict=True))
+    return -sum(parts, torch.zeros_like(gap))
 
 
 def davidson(logps: PairLogps, params: DavidsonDPO) -> torch.Tensor:

@@ -5,8 +5,9 @@ weights, the prompts and the seed alone, and leave the trainer's random numbers 
 samples in between takes the same steps as one that does not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +73,8 @@ def _batch(model: PreTrainedModel, prompts: Sequence[Tokens], config: Generation
     ids = torch.tensor([[fill] * (longest - len(p)) + list(p) for p in prompts], device=model.device)  # (B, P)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (B, P)
     read = _read(model, ids[:, :-1], mask[:, :-1]) if longest > 1 else None
-    filled = model.generate(input_ids=ids, attention_mask=mask, past_key_values=read, generation_config=config)
+    generate = cast(Callable[..., torch.Tensor], model.generate)  # causal models have it, PreTrainedModel does not
+    filled = generate(input_ids=ids, attention_mask=mask, past_key_values=read, generation_config=config)
     return filled[:, longest:].tolist()  # of (B, P + N)
 
 
