@@ -58,7 +58,13 @@ def add_run(campaign: Any, beta: float, **fields: Any) -> Run:
         timings={"training": 40.0, "startup": 6.0}, started_at=NOW, finished_at=NOW, tags=["sweep"], **fields,
     )  # fmt: skip
     add_steps(run, 1, 40, beta)
-    evidence = {"n_pairs": 40, "n_prompts": 30, "accuracy": 0.6, "incumbent_accuracy": 0.5, "difference": 0.1}
+    evidence: dict[str, Any] = {
+        "n_pairs": 40,
+        "n_prompts": 30,
+        "accuracy": 0.6,
+        "incumbent_accuracy": 0.5,
+        "difference": 0.1,
+    }
     evidence |= {"low": 0.02, "high": 0.18, "guards": GUARDS, "samples": SAMPLES}
     Evaluation.objects.create(run=run, adapter=adapter, is_passed=False, verdict="refused: too long", evidence=evidence)
     return run

@@ -136,5 +136,6 @@ def test_it_does_nothing_twice(manager):
     with pytest.raises(Invalid):
         retractions.retract_person(cats, said.annotator, manager, WHY, NOW)
     assert Retraction.objects.count() == 1
+    assert said.lease is not None
     with pytest.raises(AlreadyJudged):
         judgments.revise(said, uuid.uuid4(), choice(said.lease), later(60))

@@ -1,5 +1,7 @@
 """Curves: thinned without losing their look, nothing hidden, every alarm kept."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,13 +64,16 @@ def test_it_keeps_every_step_of_an_alarm() -> None:
 
 
 def test_it_says_that_a_step_was_skipped_when_nobody_else_does() -> None:
-    given = [{"step": 1, "is_skipped": True}, {"step": 2, "is_skipped": True, "alarms": [{"message": "NaN"}]}]
+    given: list[dict[str, Any]] = [
+        {"step": 1, "is_skipped": True},
+        {"step": 2, "is_skipped": True, "alarms": [{"message": "NaN"}]},
+    ]
     said = curves.alarms([*given, {"step": 3, "alarms": "nonsense"}])
     assert [(alarm["step"], alarm["message"]) for alarm in said] == [(1, str(curves.NOT_FINITE)), (2, "NaN")]
 
 
 def test_it_draws_what_it_has_never_heard_of_and_leaves_out_what_is_no_number() -> None:
-    given = [
+    given: list[dict[str, Any]] = [
         {"step": 1, "loss": None, "shiny_new": 1.5, "grad_norm": 2.0, "alarms": [], "is_skipped": True, "note": "x"}
     ]
     charts = list(curves.drawn(given, 100))

@@ -32,7 +32,7 @@ def run() -> Run:
 def body(client: Client, name: str, run: Run) -> str:
     answer = client.get(reverse(f"admin:{name}", args=[run.pk]))
     assert answer["Content-Disposition"].startswith(f'attachment; filename="run-{run.pk}-metrics.')
-    return b"".join(answer).decode("utf-8-sig")  # type: ignore[call-overload]
+    return b"".join(answer).decode("utf-8-sig")
 
 
 def test_it_exports_every_line_as_it_was(admin_client: Client, run: Run) -> None:

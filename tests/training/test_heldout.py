@@ -38,8 +38,9 @@ def test_it_tells_boldness_from_caution() -> None:
     bold = score([(4.0 * (1 if i < 5 else -1), 0.0, 1.0, i) for i in range(8)])
     assert bold.excess == pytest.approx(1 / (1 + np.exp(-4.0)) - 5 / 8) == bold.ece
     careful = score([(0.2, 0.0, 1.0, i) for i in range(8)])
-    assert careful.excess == pytest.approx(1 / (1 + np.exp(-0.2)) - 1)
-    assert careful.ece == pytest.approx(-careful.excess)
+    excess = 1 / (1 + np.exp(-0.2)) - 1
+    assert careful.excess == pytest.approx(excess)
+    assert careful.ece == pytest.approx(-excess)
 
 
 def test_it_finds_nothing_to_calibrate_in_the_base() -> None:

@@ -119,7 +119,8 @@ def test_it_holds_no_thread_and_no_connection_for_a_viewer(
 
     async def watch() -> tuple[list[tuple[int, int]], int]:
         async with httpx.AsyncClient(base_url=web[0], cookies=cookies, timeout=60) as client:
-            counted, streams = [], []
+            counted: list[tuple[int, int]] = []
+            streams: list[tuple[Any, AsyncIterator[tuple[str, str, dict[str, Any]]]]] = []
             for n in (N_VIEWERS // 2, N_VIEWERS):
                 while len(streams) < n:
                     stream = client.stream("GET", events_of(run))

@@ -18,7 +18,7 @@ def related(draw: st.DrawFn) -> list[str]:
     """Texts of which some are made from others by changing a word or adding some."""
     texts: list[str] = []
     for _ in range(draw(st.integers(1, 14))):
-        if texts and draw(st.booleans()):
+        if len(texts) > 0 and draw(st.booleans()):
             words = draw(st.sampled_from(texts)).split() or ["cat"]
             words[draw(st.integers(0, len(words) - 1))] = draw(st.sampled_from(WORDS))
         else:

@@ -133,7 +133,7 @@ def test_it_shows_nothing_to_others(role, code, page, campaign, rows, run):
         reverse("retraction_detail", args=[campaign.slug, made.pk]),
     ]
     again = reverse("run_again", args=[campaign.slug, made.pk, run.pk])
-    assert all("/login/" in client.get(address).url for address in addresses)
+    assert all("/login/" in client.get(address)["Location"] for address in addresses)
     if role:
         Membership.objects.create(campaign=campaign, user=user, role=role)
     client.force_login(user)

@@ -90,6 +90,7 @@ def test_it_begins_from_the_base_where_the_current_version_had_learned_it():
     assert clean.params["start"] == "incumbent"  # the base is current: nothing was learned
     runs.request_cancel(clean, NOW)
     alias = adapters.deployment()
+    assert run.adapter is not None
     alias.adapter = run.adapter
     alias.save()
     assert retractions.run_again(run, retract(rows[1])).params["start"] == "base"

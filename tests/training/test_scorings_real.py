@@ -47,6 +47,8 @@ def test_it_learns_from_judgments_and_orders_what_comes_next() -> None:
     assert (scoring.status, scoring.error) == (Scoring.Status.SUCCEEDED, "")
     for comparison in coming:
         good, bad = comparison.responses.order_by("pk")
+        assert good.reward is not None
+        assert bad.reward is not None
         assert good.reward > bad.reward
         assert {good.reward_model, bad.reward_model} == {made.sha256}
     assert not scorings.is_wanted(made, timezone.now())

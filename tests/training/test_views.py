@@ -121,7 +121,7 @@ def test_it_says_which_field_is_wrong(admin_client: Client, campaign: Campaign) 
 
 
 def test_it_says_at_the_field_what_the_catalog_has_against_it(admin_client: Client, campaign: Campaign) -> None:
-    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": campaign.pk, "method": "cdpo"})
+    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": str(campaign.pk), "method": "cdpo"})
     fields = {name: value for name, value in _initial(page.context["form"]).items() if value is not False}
     page = admin_client.post(reverse("admin:training_run_add"), fields | {"flip_rate": "-0.5", "warmup": "5"})
     assert set(page.context["form"].errors) == {"warmup"}
@@ -132,7 +132,7 @@ def test_it_says_at_the_field_what_the_catalog_has_against_it(admin_client: Clie
 
 @pytest.mark.parametrize("preset", catalog.PRESETS)
 def test_it_fills_in_a_preset(admin_client: Client, campaign: Campaign, preset: str) -> None:
-    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": campaign.pk, "preset": preset})
+    page = admin_client.get(reverse("admin:training_run_add"), {"campaign": str(campaign.pk), "preset": preset})
     shown = _initial(page.context["form"])
     wanted = catalog.to_dict(catalog.METHODS["dpo"].params()) | catalog.PRESETS[preset].params
     assert {name: shown[name] for name in wanted} == wanted
@@ -156,7 +156,7 @@ def test_it_clones_a_run(admin_client: Client, campaign: Campaign) -> None:
 
 def test_it_keeps_of_a_clone_what_another_method_has_too(admin_client: Client, campaign: Campaign) -> None:
     origin = runs.create(campaign, "rpo", {"beta": 0.4, "nll_weight": 0.7})
-    page = admin_client.get(reverse("admin:training_run_add"), {"clone": origin.pk, "method": "dpo"})
+    page = admin_client.get(reverse("admin:training_run_add"), {"clone": str(origin.pk), "method": "dpo"})
     shown = _initial(page.context["form"])
     assert (shown["beta"], "nll_weight" in shown) == (0.4, False)
 

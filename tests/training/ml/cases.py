@@ -196,7 +196,8 @@ def shake(model: PeftModel, size: float = 0.1) -> None:
 def exact_norms(model: PreTrainedModel) -> PreTrainedModel:
     """Norms that compute in the model's dtype: transformers' own go through fp32 even in a float64 model."""
     for module in list(model.modules()):
-        for name, norm in list(module.named_children()):
+        children: list[tuple[str, Any]] = list(module.named_children())  # a norm is told by what it has
+        for name, norm in children:
             if hasattr(norm, "variance_epsilon"):
                 ours: Any = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=norm.weight.dtype)
                 ours.variance_epsilon = norm.variance_epsilon

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def follows_its_formula(method: str) -> None:
     """Values and gradients of a loss are those of the formula written by hand."""
     for seed, params in enumerate(parameters(method)):
         logps = logps_for(method, seed)
-        ours = gradients(lambda x, p=params: getattr(losses, method)(x, p), logps)
-        theirs = gradients(lambda x, p=params: getattr(formulas, method)(x, p), logps)
+        ours = gradients(partial(getattr(losses, method), params=params), logps)
+        theirs = gradients(partial(getattr(formulas, method), params=params), logps)
         for found, expected in zip(ours, theirs, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
@@ -114,7 +115,7 @@ def plain_logp(model: PeftModel, prompt: Tokens, response: Tokens) -> torch.Tens
     """log P(response | prompt) by the model's own forward pass on this sequence alone, in float64."""
     ids = torch.tensor([prompt + response])
     logps = model(ids).logits[0].log_softmax(-1)
-    return sum(logps[len(prompt) + i - 1, token] for i, token in enumerate(response))  # type: ignore[return-value]
+    return sum(logps[len(prompt) + i - 1, token] for i, token in enumerate(response))
 
 
 def plain_loss(

@@ -89,7 +89,8 @@ def votes(x: PairLogps) -> tuple[torch.Tensor, ...]:
 
 
 def likelihood(x: PairLogps, chances: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return -sum(share * log(chance) for share, chance in zip(votes(x), chances, strict=True))
+    win, tie, lose = (share * log(chance) for share, chance in zip(votes(x), chances, strict=True))
+    return -(win + tie + lose)
 
 
 def rao_kupper(x: PairLogps, params: Any) -> torch.Tensor:

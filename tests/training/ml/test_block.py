@@ -1,5 +1,7 @@
 """Layers written by hand against transformers' own, in float64: equal to rounding, forward and backward."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
@@ -9,7 +11,7 @@ from training.ml import attention, block, decoder, policy
 from training.ml.logprobs import response_logps
 from training.ml.rows import pack
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 40_000,
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -2,6 +2,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,12 +17,16 @@ from training.ml.data import Order, Single
 from training.ml.errors import TrainingError
 
 
+def pairs_of(found: data.Examples) -> list[data.Pair]:
+    return [x for x in found.train if isinstance(x, data.Pair)]
+
+
 def singles_of(found: data.Examples) -> list[Single]:
     return [x for x in found.train if isinstance(x, Single)]
 
 
-def read_one(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512, **changes: object) -> data.Pair:
-    return data.read(write_snapshot(folder, [line(1, **changes)], []), tokenizer, max_tokens).train[0]  # type: ignore[arg-type]
+def read_one(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512, **changes: Any) -> data.Pair:
+    return pairs_of(data.read(write_snapshot(folder, [line(1, **changes)], []), tokenizer, max_tokens))[0]
 
 
 def test_it_renders_a_prompt_with_the_chat_template_and_a_turn_to_answer(
@@ -50,7 +55,7 @@ def test_it_makes_an_end_of_turn_of_an_empty_response(tmp_path: Path, tokenizer:
 def test_it_cuts_what_is_too_long_and_counts_it(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     long = line(1, prompt="word " * 80 + "end", chosen="stone " * 80, rejected="no")
     found = data.read(write_snapshot(tmp_path, [long], []), tokenizer, 64)
-    (cut,) = found.train
+    (cut,) = pairs_of(found)
     assert found.skipped == {"prompts_cut": 1, "responses_cut": 1}
     assert (len(cut.prompt), len(cut.chosen)) == (32, 32)
     assert str(tokenizer.decode(list(cut.prompt))).endswith("end<|im_end|>\n<|im_start|>assistant\n")
@@ -110,7 +115,7 @@ def test_it_says_which_file_is_missing(tmp_path: Path, tokenizer: PreTrainedToke
 def test_it_keeps_ties_for_methods_that_learn_from_them(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     train = [line(1), line(2, label=0.5, tie_share=0.8), line(3, label=0.5), line(4, chosen="same", rejected="same")]
     found = data.read(write_snapshot(tmp_path, train, [line(5, label=0.5), line(6)]), tokenizer, 512, "pairs_with_ties")
-    assert [(one.id, one.tie_share) for one in found.train] == [("pair-1", 0.0), ("pair-2", 0.8), ("pair-3", 1.0)]
+    assert [(one.id, one.tie_share) for one in pairs_of(found)] == [("pair-1", 0.0), ("pair-2", 0.8), ("pair-3", 1.0)]
     assert ([one.id for one in found.heldout], [one.id for one in found.heldout_ties]) == (["pair-6"], ["pair-5"])
     assert found.skipped == {"train_identical": 1, "heldout_ties": 1}
 
@@ -154,10 +159,10 @@ def test_it_splits_a_pair_as_its_votes_one_by_one(label: float) -> None:
     whole = pair([3], [4, 5], [6], label=label, weight=10.0)
     halves = data.split(whole)
     votes = [(4, True, 10 * label), (4, False, 10 * (1 - label)), (6, False, 10 * label), (6, True, 10 * (1 - label))]
-    slope = Counter({4: 0.0, 6: 0.0})
+    slope = {4: 0.0, 6: 0.0}
     for token, is_good, weight in votes:
         slope[token] += weight * (1 if is_good else -1)  # both losses are ∓σ of the same reward
-    assert {x.response[0]: x.weight * (1 if x.is_good else -1) for x in halves} == pytest.approx(dict(slope))
+    assert {x.response[0]: x.weight * (1 if x.is_good else -1) for x in halves} == pytest.approx(slope)
 
 
 def test_it_reads_edits(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -39,8 +39,8 @@ def one(chosen: float, rejected: float, ref_chosen: float, ref_rejected: float, 
 
 
 def alone(policy: float, reference: float, is_good: float, kl: float = 0.0) -> ResponseLogps:
-    parts = (torch.tensor([value], dtype=torch.float64) for value in (policy, reference, 5.0, is_good))
-    return ResponseLogps(*parts, torch.tensor(kl, dtype=torch.float64))
+    values = ([policy], [reference], [5.0], [is_good], kl)
+    return ResponseLogps(*(torch.tensor(value, dtype=torch.float64) for value in values))
 
 
 def swapped(logps: PairLogps) -> PairLogps:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -42,7 +43,7 @@ def scores(n: int = 16, mean: float = 0.7, spread: float = 0.1) -> list[float]:
     return [mean + spread * math.sin(i) for i in range(n)]
 
 
-EXAM = {
+EXAM: dict[str, Any] = {
     "kl_fresh": 0.0,
     "entropy": 3.0,
     "repetition": 0.05,
@@ -51,7 +52,7 @@ EXAM = {
     "heldout_scores": scores(),
     "length_excess": [0.0] * 16,
 }
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "non_finite": {"loss": None},
     "gradient_spike": {"grad_norm": 900.0},
     "drift": {"kl_chosen": -2.0},
@@ -64,7 +65,8 @@ FAULTS = {
     "length_bias": {"length_excess": [1.0] * 10 + [0.0] * 6},
     "fresh_length": {"fresh_lengths": [90, 91, 92, 93]},
 }
-LASTING = {  # what shows over several steps: the figures of step n after the fault
+# What shows over several steps: the figures of step n after the fault.
+LASTING: dict[str, Callable[[int], dict[str, Any]]] = {
     "loss_rising": lambda n: {"loss": 1.3},
     "displacement": lambda n: {"kl_chosen": -0.3 - 0.1 * n, "margin": 0.5 + 0.1 * n},
     "saturation": lambda n: {"margin": 14.0, "accuracy": 1.0, "loss": 0.0},
@@ -99,7 +101,7 @@ def test_it_is_silent_over_ten_clean_runs_of_three_hundred_steps(seed: int) -> N
     watched, rng = Monitor(examines=True), random.Random(seed)
     for step in range(1, 301):
         t = step / 300
-        figures = {
+        figures: dict[str, Any] = {
             "step": step,
             "loss": math.log(2) * (1 - 0.4 * t) + rng.gauss(0, 0.2 * min(1, 10 * t)),
             "grad_norm": 3 * math.exp(rng.gauss(0, 0.5) - t),

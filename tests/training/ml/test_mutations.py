@@ -8,7 +8,6 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import pytest
@@ -84,7 +83,7 @@ def mutated(function: Any, *changes: tuple[str, str]) -> Iterator[None]:
     space = dict(function.__globals__)
     exec(compile(source, f"<mutant of {function.__name__}>", "exec"), space)  # noqa: S102
     made = space[function.__name__]
-    mutant: FunctionType = getattr(made, "fget", None) or getattr(made, "__func__", made)
+    mutant: Any = getattr(made, "fget", None) or getattr(made, "__func__", made)
     original, function.__code__ = function.__code__, mutant.__code__
     try:
         yield

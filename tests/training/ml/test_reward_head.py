@@ -177,8 +177,8 @@ def test_it_has_the_rewards_and_the_gradient_of_a_plain_model(base: policy.Base,
         if parameter.requires_grad
     ]
     assert len(compared) == 2 * 7 * 2
-    for found, wanted in compared:
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+    for mine, wanted in compared:
+        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-10)
 
 
 def test_it_starts_at_ln_2_and_tells_what_it_learns_from(base: policy.Base) -> None:

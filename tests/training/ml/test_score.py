@@ -27,16 +27,23 @@ def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     with torch.no_grad():
         head.weight.copy_(torch.randn(1, 64, generator=torch.Generator().manual_seed(3)))
     path = tmp_path_factory.mktemp("reward") / "reward_model"
-    job: Any = Job.__new__(Job)
-    for name, value in {
-        "params": params,
-        "snapshot_sha256": "",
-        "run": 1,
-        "attempt": 1,
-        "method": "reward_model",
-    }.items():
-        object.__setattr__(job, name, value)
-    object.__setattr__(job, "incumbent_name", None)
+    job = Job(
+        folder=path.parent,
+        run=1,
+        attempt=1,
+        token=1,
+        method="reward_model",
+        params=params,
+        model=tiny_model_dir,
+        snapshot=path.parent,
+        snapshot_sha256="",
+        cache=path.parent,
+        incumbent=None,
+        incumbent_name=None,
+        resume=None,
+        threads=0,
+        nice=0,
+    )
     card = {"temperature": 2.0, "mean": 0.5}
     reward.write(path, adapter.serialise(model), reward.serialise(head), model, base, job, card)
     return path

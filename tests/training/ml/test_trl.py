@@ -104,6 +104,7 @@ def agree(
     loss.backward()
     assert metrics["loss"] == pytest.approx(loss.item(), rel=2e-5)
     for found, expected in zip(policy.parameters(ours), policy.parameters(trainer.model), strict=True):
+        assert expected.grad is not None
         scale = expected.grad.abs().max().item()
         assert scale > 0
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5 * scale)
@@ -147,7 +148,8 @@ def test_it_weighs_the_nll_as_trl_where_responses_are_equally_long(
     """TRL divides a batch's NLL by its tokens, the paper each response's by its own: equal for equal lengths."""
     pairs = [pair([5, 6, 7], [11, 12, 13], [14]), pair([5, 8], [21, 22, 23], [24, 25]), pair([9], [31, 32, 33], [34])]
     edits = [Single(one.id, "", one.prompt, one.chosen, True, 1.0, True) for one in pairs]
-    examples: list[Any] = {"pairs": pairs, "edits": edits}[catalog.get(method).source]
+    kinds: dict[str, list[Any]] = {"pairs": pairs, "edits": edits}
+    examples = kinds[catalog.get(method).source]
     known = reference(base, pairs, tmp_path / "cache", watch)
     learner, ours = make_learner(base, examples, method=method, reference=known, **params)
     trainer = dpo_trainer(tiny_model_dir, tmp_path / "trl", tokenizer, **options)
@@ -192,7 +194,8 @@ def test_it_has_trls_odds_ratio() -> None:
     """TRL's function on the same mean log-probabilities; its NLL counts the prompt as well, so that is left out."""
     logps = replace(checks.pair_logps(1), label=torch.ones(40).double())
     trl = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
-    theirs, *_ = ORPOTrainer.odds_ratio_loss(trl, logps.mean_chosen, logps.mean_rejected)
+    odds_ratio_loss: Any = ORPOTrainer.odds_ratio_loss  # declared for a trainer and FloatTensors, runs with these
+    theirs, *_ = odds_ratio_loss(trl, logps.mean_chosen, logps.mean_rejected)
     ours = losses.orpo(logps, catalog.ORPO(odds_weight=0.3)) - logps.nll
     torch.testing.assert_close(ours.float(), -theirs, rtol=1e-4, atol=1e-5)
 
@@ -201,7 +204,8 @@ def test_it_has_trls_simpo() -> None:
     logps = replace(checks.pair_logps(1), label=torch.ones(40).double())
     simpo = {"loss_type": "simpo", "simpo_gamma": 0.8, "beta": 2.5, "alpha": 0.0, "label_smoothing": 0.0}
     trl = SimpleNamespace(**simpo, accelerator=SimpleNamespace(device="cpu"))
-    theirs, *_ = CPOTrainer.cpo_loss(trl, logps.mean_chosen, logps.mean_rejected)
+    cpo_loss: Any = CPOTrainer.cpo_loss
+    theirs, *_ = cpo_loss(trl, logps.mean_chosen, logps.mean_rejected)
     torch.testing.assert_close(losses.simpo(logps, catalog.SimPO(beta=2.5, gamma=0.8)), theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -217,6 +221,7 @@ def test_it_reads_a_conversation_as_trl_does(
         for one in written
     ]
     trainer = dpo_trainer(tiny_model_dir, tmp_path / "trl", tokenizer)
+    assert isinstance(trainer.args, DPOConfig)
     theirs = trainer._prepare_dataset(Dataset.from_list(texts), tokenizer, trainer.args, "train")
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     for found, row in zip(ours, theirs, strict=True):
