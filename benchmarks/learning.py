@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,13 @@ from training.ml.watch import Watch
 
 BATCH = 4
 DRAWS = 2000
-PARAMS = {"learning_rate": RATE, "batch_pairs": BATCH, "schedule": "constant", "warmup": 0.0, "max_tokens": 768}
+PARAMS: dict[str, Any] = {
+    "learning_rate": RATE,
+    "batch_pairs": BATCH,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "max_tokens": 768,
+}
 Values = NDArray[np.float64]
 
 
@@ -79,7 +85,7 @@ class Study:
         pairs = data.read(self.snapshot, base.tokenizer, PARAMS["max_tokens"])
         scores = {"ours": attempt / "adapter"}
         if "trl" not in self.arguments.without.split(","):
-            scores["trl"] = self.train_by_trl(pairs.train)
+            scores["trl"] = self.train_by_trl(cast(list[Pair], pairs.train))  # what DPO's source has
         judge = Judge(base, pairs.heldout, self.folder)
         before = judge.taste()
         right = {name: judge.is_right(adapter) for name, adapter in scores.items()}

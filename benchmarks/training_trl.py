@@ -2,18 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
-from peft import LoraConfig, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.training_peer import BETA, RATE, Stopwatch, report
 
-TUNED = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}  # beside weights in bf16
+TUNED: dict[str, Any] = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}  # beside weights in bf16
 
 
 class Trainer(DPOTrainer):
@@ -28,7 +28,8 @@ class Timer(TrainerCallback):
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.watch.start()
 
-    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any], **__: Any) -> None:
+    def on_log(self, *_: Any, **told: Any) -> None:
+        logs = told["logs"]
         if "grad_norm" in logs:
             self.watch.stop(float(logs["loss"]), float(logs["grad_norm"]))
 
@@ -55,10 +56,11 @@ def trl(job: dict[str, Any], watch: Stopwatch) -> int:
         ),
         callbacks=[Timer(watch)],
     )  # fmt: skip
-    set_peft_model_state_dict(trainer.model, load_file(start / "adapter_model.safetensors"))
+    model = cast(PeftModel, trainer.model)  # made one by peft_config
+    set_peft_model_state_dict(model, load_file(start / "adapter_model.safetensors"))
     trainer.train()
     if "save" in job:
-        trainer.model.save_pretrained(job["save"])
+        model.save_pretrained(job["save"])
     return 0
 
 
