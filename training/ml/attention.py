@@ -208,14 +208,23 @@ def attend(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls: query (1, H, T, D), key and value (1, Hk, T, D) -> (1, T, H, D)."""
-    unknown = sorted(name for name in ("softcap", "s_aux") if options.get(name) is not None)
-    if unknown or (sliding_window is not None and plan.longest > sliding_window):
-        what = ", ".join(unknown) or f"a window of {sliding_window} tokens"
-        raise TrainingError(f"This model's attention needs {what}, which the trainer cannot do.", "model")
+    if unknown := sorted(name for name in ("softcap", "s_aux") if options.get(name) is not None):
+        raise _unsupported(", ".join(unknown))
+    check_window(plan, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     out = SharedPromptAttention.apply(q, k, v, plan, scale)
     return out.unsqueeze(0), None
+
+
+def check_window(plan: Plan, window: int | None) -> None:
+    """Raises TrainingError where a query would have to overlook keys that are more than `window` tokens away."""
+    if window is not None and plan.longest > window:
+        raise _unsupported(f"a window of {window} tokens")
+
+
+def _unsupported(what: str) -> TrainingError:
+    return TrainingError(f"This model's attention needs {what}, which the trainer cannot do.", "model")
 
 
 AttentionInterface.register(NAME, attend)

@@ -25,6 +25,12 @@ def is_known(layer: nn.Module, config: Any) -> bool:
     return type(layer).__name__ in FAMILY and getattr(config, "hidden_act", "") == "silu"
 
 
+def window(layer: Any, config: Any) -> int | None:
+    """How many tokens back the layer attends; None: all of them. Qwen2 says so by layer, Mistral for the whole model."""
+    attention = layer.self_attn
+    return attention.sliding_window if hasattr(attention, "sliding_window") else getattr(config, "sliding_window", None)
+
+
 @dataclass(frozen=True)
 class Rotation:
     """RoPE's cosines and sines of a pass's positions, (T, 1, D), the halves of D each for itself."""

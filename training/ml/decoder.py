@@ -30,6 +30,8 @@ def hidden_states(
     plan = attention.plan(pack.segments + fill, *heads, embedded)
     if not is_known(model):
         return decoder(inputs_embeds=embedded, position_ids=positions, plan=plan, use_cache=False).last_hidden_state[0]
+    for layer in decoder.layers:
+        attention.check_window(plan, block.window(layer, decoder.config))
     cos, sin = decoder.rotary_emb(embedded, positions)
     rotation = block.Rotation(cos[0, :, None], sin[0, :, None])
     x, first = embedded[0], 0

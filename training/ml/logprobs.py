@@ -71,6 +71,11 @@ def response_logps(model: PreTrainedModel, pack: Pack, trunk: Trunk | None = Non
 
 def remembering(model: PreTrainedModel, folder: Path) -> Callable[[Pack], torch.Tensor]:
     """`response_logps` of a model with its adapter, what lies below the adapter being computed once and kept in folder."""
+    return partial(response_logps, model, trunk=trunk_below(model, folder))
+
+
+def trunk_below(model: PreTrainedModel, folder: Path) -> Trunk | None:
+    """What lies below the model's adapter; None where the adapter begins at the bottom, or the layers are not known."""
     layers: Any = model.get_decoder().layers if is_known(model) else []
     n_frozen = first_adapted(layers, counts_disabled=True)
-    return partial(response_logps, model, trunk=Trunk(model, n_frozen, folder) if n_frozen else None)
+    return Trunk(model, n_frozen, folder) if n_frozen else None

@@ -1,19 +1,23 @@
 """An attempt that makes a reward model: its head, its calibration on held-out judgments, its folder."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
+import torch
 from peft import PeftModel
 
 from training.catalog import RewardModel
 from training.ml import adapter, calibration, evaluate, files, optim, policy, reward, rows
 from training.ml.attempt import BUDGET, Attempt
 from training.ml.data import Pair
+from training.ml.logprobs import trunk_below
 from training.ml.loop import Learner
 from training.ml.progress import TRAIN_COST
 from training.ml.reward_head import SOURCE, Head, begin_ties, loss_by, response_rewards
-from training.ml.scores import Scores, score_by
+from training.ml.rows import Pack
+from training.ml.scores import Scorer, Scores, score_by
 
 FOLDER = "reward_model"
 
@@ -34,6 +38,12 @@ class RewardAttempt(Attempt):
         self.progress.plan(TRAIN_COST * n_train + n_heldout * (2 if self.job.reward_model else 1))
         return {}
 
+    @cached_property
+    def forward(self) -> Callable[[Pack], torch.Tensor]:
+        """Rewards (R,) of a pack's responses; what lies below the adapters is computed once for the whole attempt."""
+        model = self.base.model
+        return partial(response_rewards, model, self.head, trunk=trunk_below(model, self.job.folder))
+
     def new_learner(self, reference: Scores) -> Learner:
         begin_ties(self.head, cast(RewardModel, self.params), cast(list[Pair], self.order.pairs))
         parameters = policy.parameters(self.model) + self.head.trained()
@@ -46,7 +56,7 @@ class RewardAttempt(Attempt):
             reference=reference,
             budget=BUDGET,
             source=SOURCE,
-            forward=partial(response_rewards, self.base.model, self.head),
+            forward=self.forward,
             keep_last=True,
         )
 
@@ -66,7 +76,7 @@ class RewardAttempt(Attempt):
 
     def score_heldout(self, sha256: str) -> Scores:
         memory = reward.remember(self.base, sha256, self.job.cache)
-        by = reward.scorer(self.base, self.head)
+        by = Scorer(self.forward, self.base.model.device, keep_last=True)
         pairs = [*self.pairs.heldout, *self.pairs.heldout_ties]
         return score_by(by, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
 

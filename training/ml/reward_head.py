@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from training.catalog import RewardModel
 from training.ml.batches import Columns, Source
 from training.ml.data import TIE, Pair
-from training.ml.logprobs import hidden_states
+from training.ml.decoder import hidden_states
 from training.ml.losses import Loss
 from training.ml.rows import Pack
 from training.ml.scores import Scores
+from training.ml.trunk import Trunk
 
 # An optimizer like AdamW moves every number by about the rate, too little for a threshold: it is kept in this unit.
 THRESHOLD_UNIT = 30.0
@@ -57,9 +58,11 @@ class Head(nn.Module):
         return [parameter for parameter in (self.weight, self.threshold) if parameter.requires_grad]
 
 
-def response_rewards(model: PreTrainedModel, head: Head, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
+def response_rewards(
+    model: PreTrainedModel, head: Head, pack: Pack, dtype: torch.dtype | None = None, trunk: Trunk | None = None
+) -> torch.Tensor:
     """(R,) the rewards of the pack's responses, in the order of `pack.order`; the pack must keep last tokens."""
-    return head(hidden_states(model, pack, dtype)[pack.ends])
+    return head(hidden_states(model, pack, dtype, trunk)[pack.ends])
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ def count_tokens(items: Sequence[Item], budget: int, *, keep_last: bool = False)
     return sum(row.n_tokens for row in _rows(items, budget, keep_last))
 
 
+def longest(items: Sequence[Item], *, keep_last: bool = False) -> int:
+    """Tokens of the longest row, a prompt with all of its responses; 1 at least."""
+    return max((row.n_tokens for row in _rows(items, 1 << 60, keep_last)), default=1) or 1
+
+
 def _rows(items: Sequence[Item], budget: int, keep_last: bool) -> list[Row]:
     """One row per prompt, or several where all the responses together exceed the budget."""
     rows: list[Row] = []

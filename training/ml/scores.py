@@ -21,7 +21,7 @@ from training.ml import files, lanes
 from training.ml.errors import TrainingError, is_out_of_memory
 from training.ml.logprobs import response_logps
 from training.ml.progress import Progress
-from training.ml.rows import Item, Pack, Tokens, pack
+from training.ml.rows import Item, Pack, Tokens, longest, pack
 from training.ml.watch import Watch
 
 MIN_BUDGET = 16  # tokens per pass: below this every item is alone anyway
@@ -117,13 +117,13 @@ def score_by(
 
 
 def _compute(scorer: Scorer, items: list[Alone], memory: Memory, budget: int, watch: Watch, progress: Progress) -> None:
-    n_lanes = lanes.count(scorer.device)
+    n_lanes = lanes.count(scorer.device, budget, longest(items, keep_last=scorer.keep_last))
     waiting = pack(items, budget // n_lanes, device=scorer.device, keep_last=scorer.keep_last)
     while waiting:
         batches, waiting = waiting[-n_lanes:], waiting[:-n_lanes]
         since = time.monotonic()
         try:
-            found = lanes.run([partial(_forward, scorer, batch) for batch in batches], scorer.device)
+            found = lanes.run([partial(_forward, scorer, batch) for batch in batches], n_lanes)
         except Exception as error:
             if not is_out_of_memory(error) or budget < MIN_BUDGET:
                 raise

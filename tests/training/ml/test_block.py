@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from tests.training.ml.cases import exact_norms, make_learner, shake, some_pairs
 from training.ml import attention, block, decoder, policy
+from training.ml.errors import TrainingError
 from training.ml.logprobs import response_logps
 from training.ml.rows import pack
 
@@ -87,3 +88,11 @@ def test_it_leaves_other_architectures_to_transformers() -> None:
     config = LlamaConfig(**SIZES, hidden_act="gelu")
     layer = AutoModelForCausalLM.from_config(config).get_decoder().layers[0]
     assert not block.is_known(layer, config)
+
+
+def test_it_refuses_more_tokens_than_a_layer_looks_back() -> None:
+    config = MistralConfig(**SIZES, sliding_window=4)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    (batch,) = pack(some_pairs(), 4096)
+    with pytest.raises(TrainingError, match="a window of 4 tokens"):
+        decoder.hidden_states(model, batch)

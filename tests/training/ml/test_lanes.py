@@ -36,12 +36,12 @@ def late(value: int) -> int:
 
 @pytest.mark.usefixtures("two_threads")
 def test_it_returns_results_in_the_order_of_the_works() -> None:
-    assert lanes.run([partial(late, i) for i in range(5)], CPU) == [0, 1, 2, 3, 4]
+    assert lanes.run([partial(late, i) for i in range(5)], 2) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_it_gives_each_lane_its_share_of_the_threads() -> None:
-    assert lanes.run([torch.get_num_threads, torch.get_num_threads], CPU) == [1, 1]
+    assert lanes.run([torch.get_num_threads, torch.get_num_threads], 2) == [1, 1]
     assert torch.get_num_threads() == 2
 
 
@@ -57,13 +57,29 @@ def test_it_raises_the_first_error_after_all_have_ended() -> None:
         ended.append(1)
 
     with pytest.raises(MemoryError):
-        lanes.run([fail, end], CPU)
+        lanes.run([fail, end], 2)
     assert ended
 
 
-def test_it_runs_in_this_thread_where_there_is_only_one() -> None:
-    assert lanes.count(CPU) == 1
-    assert lanes.count(torch.device("cuda")) == 1
+@pytest.mark.parametrize(
+    ("n_threads", "budget", "longest", "n_lanes"),
+    [
+        (1, 1000, 10, 1),
+        (2, 1000, 10, 2),
+        (2, 1000, 501, 1),  # two such rows at a time would be more than the budget
+        (2, 1000, 5000, 1),
+        (6, 1000, 10, 3),  # four lanes would leave two threads idle
+        (7, 1000, 10, 3),
+        (8, 1000, 10, 4),
+        (8, 1000, 400, 2),
+    ],
+)
+def test_it_runs_as_many_passes_as_threads_and_memory_allow(
+    n_threads: int, budget: int, longest: int, n_lanes: int, two_threads: None
+) -> None:
+    torch.set_num_threads(n_threads)
+    assert lanes.count(CPU, budget, longest) == n_lanes
+    assert lanes.count(torch.device("cuda"), budget, longest) == 1
 
 
 @pytest.mark.usefixtures("two_threads")
