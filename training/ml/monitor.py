@@ -46,6 +46,7 @@ class Signal:
 GENTLE = (ANCHOR, HALVE, BACK, STOP)
 SIGNALS = (
     Signal(signals.non_finite, (SKIP, SKIP, BACK, SKIP, STOP), window=1, patience=0, spoils_update=True),
+    Signal(signals.broken, (BACK, BACK, BACK, STOP), patience=0),
     Signal(signals.gradient_spike, (SKIP, SKIP, HALVE, SKIP, BACK, SKIP, STOP), patience=0, spoils_update=True),
     Signal(signals.loss_rising, (HALVE, BACK, BACK, STOP)),
     Signal(signals.displacement, GENTLE),
@@ -99,6 +100,7 @@ class Monitor:
         """Takes one step's figures, all of the parameters before its update; absent ones are not looked at."""
         if self.mode == "off":
             return Verdict([])
+        figures = signals.finite(figures)
         self._remember_start(figures)
         found = [(signal, finding) for signal in SIGNALS if (finding := self._look(signal, figures))]
         alarms = [self._alarm(signal, finding, figures["step"]) for signal, finding in found]
@@ -137,6 +139,7 @@ class Monitor:
 
     def _alarm(self, signal: Signal, finding: Finding, step: int) -> Alarm:
         value, limit, what = finding
+        value = value if value is not None and math.isfinite(value) else None
         steps = self.state.alarmed_at.get(signal.name, [])
         # A window reaches from one alarm to the next, so that what comes back again and again climbs on.
         steps = [*steps, step] if steps and step - steps[-1] <= signal.window else [step]

@@ -101,6 +101,12 @@ class State:
         return state
 
 
+# An exam's figures: absent where none was held, None where it came out as no number.
+EXAMINED = (
+    "heldout_accuracy", "heldout_scores", "length_excess", "end_logps",
+    "kl_fresh", "entropy", "fresh_length", "fresh_lengths", "repetition",
+)  # fmt: skip
+
 Finding = tuple[float | None, float, str]  # value, limit, what is wrong
 
 
@@ -108,6 +114,22 @@ def non_finite(state: State, figures: Figures, limits: Limits) -> Finding | None
     if all(figures.get(name, 0.0) is not None for name in ("loss", "grad_norm")):
         return None
     return None, 0.0, "The loss or its gradient is not a finite number"
+
+
+def finite(figures: Figures) -> Figures:
+    """The figures with None in place of what is not a finite number, or a list that has one such in it."""
+    return {name: value if _is_finite(value) else None for name, value in figures.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    return value is not None and all(map(math.isfinite, value if isinstance(value, list) else [value]))
+
+
+def broken(state: State, figures: Figures, limits: Limits) -> Finding | None:
+    """What an exam measures is no number: the parameters themselves are broken, and no skipped step repairs them."""
+    if all(figures.get(name, 0.0) is not None for name in EXAMINED):
+        return None
+    return None, 0.0, "What the model says of held-out or fresh responses is not a finite number: it is broken"
 
 
 def gradient_spike(state: State, figures: Figures, limits: Limits) -> Finding | None:

@@ -12,7 +12,9 @@ from tests.training.ml.test_scores import forward_passes
 from training.ml import loop, policy, scores
 from training.ml.data import Order, Pair
 from training.ml.errors import Stopped, TrainingError
+from training.ml.exams import Exams, Writer
 from training.ml.loop import Learner
+from training.ml.monitor import Monitor
 from training.ml.progress import Progress
 from training.ml.scores import Memory, Scores
 from training.ml.watch import Watch
@@ -113,6 +115,27 @@ def test_it_skips_a_step_that_is_not_finite(base32: policy.Base, tmp_path: Path,
     assert (metrics["is_skipped"], metrics["loss"], metrics["grad_norm"]) == (True, None, None)
     assert (learner.step, learner.n_skipped) == (1, 1)
     assert all(map(torch.equal, before, learner.parameters))
+
+
+def test_it_does_not_keep_a_last_update_that_breaks_the_model(
+    base32: policy.Base, tmp_path: Path, watch: Watch
+) -> None:
+    pairs = some_pairs()
+    learner, model = make_learner(base32, pairs)
+    learner.exams = Exams(pairs, [], Writer(model, base32.tokenizer), heldout_every=1, fresh_every=9)
+    learner.monitor = Monitor(examines=True)
+
+    def spoil(*_: Any) -> None:
+        if learner.step == 1:
+            with torch.no_grad():
+                learner.parameters[0][0] = float("nan")
+
+    learner.optimizer.register_step_post_hook(spoil)
+    loop.train(learner, one_batch(pairs, epochs=2), tmp_path, {}, watch, Progress())
+    assert all(parameter.isfinite().all() for parameter in learner.parameters)
+    assert [(alarm["signal"], alarm["action"]) for alarm in read_metrics(tmp_path)[-1]["alarms"]] == [
+        ("broken", "roll_back")
+    ]
 
 
 def test_it_ends_the_run_after_five_such_steps_in_a_row(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:

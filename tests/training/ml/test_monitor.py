@@ -54,6 +54,7 @@ EXAM: dict[str, Any] = {
 }
 FAULTS: dict[str, dict[str, Any]] = {
     "non_finite": {"loss": None},
+    "broken": {"heldout_accuracy": None},
     "gradient_spike": {"grad_norm": 900.0},
     "drift": {"kl_chosen": -2.0},
     "heldout_drop": {"heldout_scores": scores(mean=0.5)},
@@ -82,6 +83,27 @@ def test_it_sees_a_fault_in_the_step_that_shows_it(name: str) -> None:
     assert (name, first) in actions(found)
     assert json.dumps(list(map(asdict, found.alarms)), allow_nan=False)
     assert all(alarm.message.endswith(".") for alarm in found.alarms)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["kl_fresh", "entropy", "repetition", "end_logps", "heldout_scores", "fresh_lengths"])
+def test_it_goes_back_when_an_exam_gives_no_number(name: str, value: float) -> None:
+    """Whether at the first exam or later, and whatever the exam measures; JSON can hold what it says."""
+    for n_before in (0, 1):
+        watched = after(12)
+        for step in range(13, 13 + n_before):
+            watched.judge(calm(step) | EXAM)
+        found = watched.judge(calm(14) | EXAM | {name: [0.5, value] if isinstance(EXAM[name], list) else value})
+        assert actions(found) == [("broken", "roll_back")]
+        assert (found.rolls_back, found.is_good) == (True, False)
+        assert json.dumps([list(map(asdict, found.alarms)), watched.state_dict()], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_it_skips_a_step_whose_figures_are_no_numbers(name: str) -> None:
+    found = after(10).judge(calm(11) | {name: math.nan})
+    assert actions(found) == [("non_finite", "skip_step")]
+    assert json.dumps(list(map(asdict, found.alarms)), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", LASTING)
