@@ -16,6 +16,7 @@ from typing import Any
 
 from django.conf import settings
 
+from training import catalog
 from training.models import RewardModel, Run
 
 LOG_TAIL_BYTES = 16 * 1024
@@ -111,14 +112,14 @@ def read_log_tail(path: Path) -> str:
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """The checkpoint with the most steps of any attempt at this run, or at the run that it retries.
+    """The checkpoint with the most steps of any attempt at this run's work, its own or of the run that it retries.
 
     A checkpoint's folder gets its name by rename once it is complete, so a name that fits is one to resume from.
     """
     found = [
         (int(match[1]), path.stat().st_mtime, path)
-        for run_id in _lineage(run)
-        for path in (settings.RUNS_DIR / str(run_id)).glob("attempt-*/checkpoint-*")
+        for folder in _same_work(run)
+        for path in folder.glob("checkpoint-*")
         if (match := CHECKPOINT.fullmatch(path.name))
     ]
     return max(found)[2] if found else None
@@ -131,14 +132,13 @@ def resumed_step(path: Path) -> int:
 
 
 def metrics_so_far(run: Run, until: float) -> list[dict[str, Any]]:
-    """What attempts at this run, or at the one it retries, wrote of steps 1 to `until`; of a step taken twice, the last.
+    """What attempts at this run's work, its own or of the run that it retries, wrote of steps 1 to `until`; of a step taken twice, the last.
 
     A supervisor that died copied the last lines of its trainer to no table.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for run_id in reversed(_lineage(run)):
-        for path in sorted((settings.RUNS_DIR / str(run_id)).glob("attempt-*"), key=_number):
-            rows |= {row["step"]: row for row in read_metrics(path, 0)[0] if row["step"] <= until}
+    for path in _same_work(run):
+        rows |= {row["step"]: row for row in read_metrics(path, 0)[0] if row["step"] <= until}
     return [rows[step] for step in sorted(rows)]
 
 
@@ -150,16 +150,23 @@ def delete_checkpoints(run: Run) -> None:
 
 def finished(run: Run) -> Path | None:
     """An earlier attempt whose trainer was done, though its supervisor did not live to say so."""
-    done = [path.parent for path in run.folder.glob("attempt-*/result.json") if _is_of(run, path.parent)]
+    output = catalog.get(run.method).output
+    done = [
+        path.parent
+        for path in run.folder.glob("attempt-*/result.json")
+        if _is_of(run, path.parent) and (path.parent / output).is_dir()
+    ]
     return max(done, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _is_of(run: Run, path: Path) -> bool:
-    """Whether an attempt did this run's work: after a restore of the database, numbers come again."""
+    """Whether an attempt did this run's work: after a restore of the database numbers come again, and where judgments were
+    retracted between two attempts, the later one learns from others.
+    """
     config = read_json(path / "config.json") or {}
     ours = (run.method, run.params, run.snapshot.sha256 if run.snapshot else None, _incumbent_name(run))
     names = ("method", "params", "snapshot_sha256", "incumbent_name")
-    return (path / "adapter").is_dir() and tuple(config.get(name) for name in names) == ours
+    return tuple(config.get(name) for name in names) == ours
 
 
 def _incumbent_name(run: Run) -> str | None:
@@ -173,6 +180,16 @@ def _lineage(run: Run) -> list[int]:
     if before is None or before.snapshot_id != run.snapshot_id or before.params != run.params:
         return [run.pk]
     return [run.pk] if any(before.folder.glob("attempt-*/error.json")) else [run.pk, before.pk]
+
+
+def _same_work(run: Run) -> list[Path]:
+    """The attempts at this run's work, oldest first: what they left can be gone on from."""
+    folders = [
+        path
+        for run_id in reversed(_lineage(run))
+        for path in sorted((settings.RUNS_DIR / str(run_id)).glob("attempt-*"), key=_number)
+    ]
+    return [path for path in folders if _is_of(run, path)]
 
 
 def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:

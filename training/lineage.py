@@ -237,6 +237,21 @@ def count_retracted(snapshots: Iterable[Snapshot]) -> dict[int, int]:
     return {pk: counted.get(pk, 0) for pk in ids}
 
 
+def holds_retracted(snapshot: Snapshot) -> bool:
+    """Whether any of its judgments was taken back since it was made."""
+    return count_retracted([snapshot])[snapshot.pk] > 0
+
+
+def learned_retracted(adapter: Adapter) -> bool:
+    """Whether the version, or one that it goes on from, learned from a judgment that was taken back since."""
+    if adapter.is_base:
+        return False
+    snapshots = Snapshot.objects.filter(
+        Exists(Run.objects.filter(snapshot=OuterRef("pk"), adapter__in=_ancestors(adapter)))
+    )
+    return any(count_retracted(snapshots).values())
+
+
 def _trained(runs: QuerySet[Run], direct: set[int], number: int) -> Page[Trained]:
     rows = runs.select_related("campaign", "snapshot", "adapter", "evaluation", "incumbent").order_by("-pk")
     return _page(rows, number, lambda found: [Trained(run, run.pk not in direct) for run in found])

@@ -52,7 +52,7 @@ def retraction_start(request: HttpRequest, slug: str) -> HttpResponse:
         except Refused as error:
             problem = str(error)
         else:
-            messages.success(request, _("Retracted. From now on no model learns from it."))
+            messages.success(request, _("Retracted. No run that starts or resumes from now on learns from it."))
             return redirect("retraction_detail", slug, made.pk)
     context = {
         **frame(person, campaign, "campaign_retractions"),

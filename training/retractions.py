@@ -1,4 +1,11 @@
-"""What had learned from retracted judgments, and the same run once more without them. `labeling.retractions` retracts."""
+"""What had learned from retracted judgments, and the same run once more without them. `labeling.retractions` retracts.
+
+No attempt begins on what is retracted: the supervisor freezes the judgments of a run that waits, is resumed or retried
+anew, and what goes on from a version that had learned some of it begins from the base. An attempt that is under way goes
+on to its end, and is listed with what had learned.
+"""
+
+from typing import Any
 
 from django.contrib.auth.models import User
 from django.utils.translation import gettext as _
@@ -6,6 +13,7 @@ from django.utils.translation import gettext as _
 from labeling import retractions
 from labeling.models import Retraction
 from serving import adapters
+from serving.models import Adapter
 from training import lineage, runs
 from training.lineage import FIRST_PAGES, Downstream, Pages
 from training.models import Run, Snapshot
@@ -33,12 +41,17 @@ def run_again(run: Run, retraction: Retraction, user: User | None = None) -> Run
     learned = _learned(retraction)
     if run.pk not in learned:
         raise NotTouched(_("Run %d learned nothing from these judgments.") % run.pk)
-    params = dict(run.params)
-    if params.get("start") == CONTINUED and Run.objects.filter(pk__in=learned, adapter=adapters.current()).exists():
-        params["start"] = FRESH
+    params = start_clean(run.params, adapters.current())
     return runs.create(
         run.campaign, run.method, params, user=user, trigger=Run.Trigger.RETRY, retry_of=run, without=retraction
     )
+
+
+def start_clean(params: dict[str, Any], incumbent: Adapter) -> dict[str, Any]:
+    """A run's parameters; from the base, if it was to go on from a version that had learned from what is retracted now."""
+    if params.get("start") == CONTINUED and lineage.learned_retracted(incumbent):
+        return {**params, "start": FRESH}
+    return params
 
 
 def _learned(retraction: Retraction) -> set[int]:

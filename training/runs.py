@@ -25,7 +25,7 @@ from django.utils.translation import gettext as _
 
 from labeling.models import Campaign, Retraction
 from serving.models import Adapter
-from training import catalog, processes
+from training import catalog, lineage, processes
 from training.models import Metric, Run, Snapshot
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,10 @@ def create(
 ) -> Run:
     """Queues a run. Raises catalog.ParameterError on bad parameters, RunExists while another run is active.
 
-    A retry has the snapshot and the incumbent of the run that it repeats, but `without` judgments that were retracted since
-    it freezes a new one, and meets the version that is current then.
+    A retry has the snapshot and the incumbent of the run that it repeats. Where judgments in it were retracted since, or it
+    is to go `without` some, it freezes a new one, and meets the version that is current then.
     """
-    repeated = retry_of if without is None else None
+    repeated = retry_of if without is None and not _learned_retracted(retry_of) else None
     checked = catalog.to_dict(catalog.parse(method, params))
     try:
         with transaction.atomic():
@@ -90,7 +90,9 @@ def create(
 
 
 def retry(run: Run, user: User | None = None) -> Run:
-    """The same judgments and parameters once more, from the last checkpoint if that is of use. Raises RunExists."""
+    """The same judgments, less what was retracted since, and parameters once more, from the last checkpoint if that is of
+    use. Raises RunExists.
+    """
     if run.status in Run.ACTIVE:
         raise NotRetryable(_("Run %d is still active; cancel it first.") % run.pk)
     return create(run.campaign, run.method, run.params, user=user, trigger=Run.Trigger.RETRY, retry_of=run)
@@ -137,9 +139,15 @@ def is_cancel_requested(claim: Claim) -> bool:
     return _owned(claim).filter(is_cancel_requested=True).exists()
 
 
-def attach_snapshot(claim: Claim, snapshot: Snapshot, incumbent: Adapter) -> bool:
-    """Records what the run learns from and is compared with; kept by later attempts."""
-    return _update(claim, snapshot=snapshot, incumbent=incumbent)
+def attach_snapshot(claim: Claim, snapshot: Snapshot, incumbent: Adapter, params: dict[str, Any]) -> bool:
+    """Records what the run learns from, how, and what it is compared with; kept by later attempts. What earlier ones
+    measured on other judgments is dropped: the curves would show two runs as one.
+    """
+    with transaction.atomic():
+        if not _update(claim, snapshot=snapshot, incumbent=incumbent, params=params):
+            return False
+        Metric.objects.filter(run_id=claim.run_id).delete()
+    return True
 
 
 def attach_trainer(claim: Claim, pid: int, started: float | None) -> bool:
@@ -234,6 +242,10 @@ def _take_back(run: Run, now: datetime) -> None:
     log.warning("run %d: no sign of its worker %s; taken back", run.pk, run.worker)
     if processes.is_on_this_host(run.worker) and run.trainer_pid and run.trainer_started:
         processes.kill_orphan(run.trainer_pid, run.trainer_started)
+
+
+def _learned_retracted(run: Run | None) -> bool:
+    return run is not None and run.snapshot is not None and lineage.holds_retracted(run.snapshot)
 
 
 def _owned(claim: Claim) -> Any:

@@ -2,7 +2,7 @@
 
 The steps of one attempt, in order; dying between any two of them loses nothing:
  1. claim the row (a conditional update; whoever comes second stops here);
- 2. freeze the judgments, unless an earlier attempt did, and write the attempt's folder;
+ 2. freeze the judgments, unless an earlier attempt did and none was retracted since, and write the attempt's folder;
  3. start the trainer and watch it: renew the lease, copy metrics and progress, pass on cancel and shutdown;
  4. read its exit code; only "done" goes on, the rest ends or requeues the run;
  5. register the adapter (the same content is registered once) and evaluate it (one row per run);
@@ -30,8 +30,8 @@ from django.utils.translation import gettext as _
 
 from serving import adapters
 from serving.models import Adapter
-from training import attempts, catalog, gates, policies, processes, reward_models, runs, snapshots
-from training.models import Run
+from training import attempts, catalog, gates, lineage, policies, processes, retractions, reward_models, runs, snapshots
+from training.models import Run, Snapshot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -131,17 +131,26 @@ def _carry_out(claim: runs.Claim) -> None:
 
 
 def _with_snapshot(claim: runs.Claim) -> Run | None:
-    """The run with its snapshot and incumbent, which the first attempt fixes for all. None: no longer ours."""
+    """The run with its snapshot and incumbent, which the first attempt fixes for all; a later one fixes them anew where
+    judgments were retracted since. None: no longer ours.
+    """
     run = Run.objects.select_related("campaign", "snapshot", "incumbent", "retry_of").get(pk=claim.run_id)
-    if run.snapshot is None:
-        runs.heartbeat(claim, timezone.now(), phase="freezing judgments")
-        incumbent = run.incumbent or adapters.current()
-        with _beating(claim):
-            snapshot = snapshots.freeze(run.campaign, incumbent, catalog.get(run.method).source)
-        if not runs.attach_snapshot(claim, snapshot, incumbent):
+    incumbent = run.incumbent or adapters.current()
+    params = retractions.start_clean(run.params, incumbent)
+    snapshot = None if run.snapshot is None or lineage.holds_retracted(run.snapshot) else run.snapshot
+    if snapshot is None or params != run.params:
+        log.info("run %d: fixes what it learns from; it begins from: %s", run.pk, params.get("start"))
+        snapshot = snapshot or _freeze(claim, run, incumbent)
+        if not runs.attach_snapshot(claim, snapshot, incumbent, params):
             return None
-        run.snapshot, run.incumbent = snapshot, incumbent
+        run.snapshot, run.incumbent, run.params = snapshot, incumbent, params
     return run if runs.heartbeat(claim, timezone.now(), phase="starting the trainer") else None
+
+
+def _freeze(claim: runs.Claim, run: Run, incumbent: Adapter) -> Snapshot:
+    runs.heartbeat(claim, timezone.now(), phase="freezing judgments")
+    with _beating(claim):
+        return snapshots.freeze(run.campaign, incumbent, catalog.get(run.method).source)
 
 
 @contextmanager

@@ -25,8 +25,11 @@ def run() -> Run:
 
 
 def add_checkpoint(run: Run, attempt: int, step: int) -> Path:
-    path = attempts.folder(run.pk, attempt) / f"checkpoint-{step}"
-    path.mkdir(parents=True)
+    folder = attempts.folder(run.pk, attempt)
+    if not folder.exists():
+        attempts.prepare(run, attempt, 1, NOW)
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
     return path
 
 
@@ -91,6 +94,29 @@ def test_it_finds_the_attempt_that_was_done(run: Run) -> None:
     assert attempts.finished(run) == folder
     run.params = {"beta": 0.2}  # another run of the same number, from before the database was restored
     assert attempts.finished(run) is None
+
+
+@pytest.mark.django_db
+def test_it_finds_a_reward_model_that_was_done(run: Run) -> None:
+    Run.objects.filter(pk=run.pk).update(method="reward_model")
+    run.refresh_from_db()
+    folder = attempts.prepare(run, 1, 1, NOW)
+    attempts.write_json(folder / "result.json", {})
+    (folder / "adapter").mkdir()
+    assert attempts.finished(run) is None  # it leaves another folder
+    (folder / "reward_model").mkdir()
+    assert attempts.finished(run) == folder
+
+
+@pytest.mark.django_db
+def test_it_goes_on_from_no_attempt_on_other_judgments(run: Run) -> None:
+    folder = add_checkpoint(run, 1, 20).parent
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7}\n')
+    assert attempts.metrics_so_far(run, 20)
+    add_judged(run.campaign, 1)
+    run.snapshot = freeze(run.campaign)
+    assert attempts.newest_checkpoint(run) is None
+    assert attempts.metrics_so_far(run, 20) == []
 
 
 @pytest.mark.django_db

@@ -20,7 +20,11 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from tests.training.rows import add_campaign, add_judged
+from labeling import retractions
+from labeling.models import Judgment
+from serving import adapters
+from serving.models import Adapter, Deployment
+from tests.training.rows import add_annotator, add_campaign, add_judged
 from training import attempts, processes, runs, supervisor
 from training.models import Run
 
@@ -255,3 +259,61 @@ def test_it_stores_what_an_attempt_said_whose_supervisor_died(run: Run, monkeypa
     (attempts.folder(run.pk, 1) / "checkpoint-4").mkdir()
     supervise(run)
     assert list(run.metrics.values_list("step", flat=True)) == [1, 2, 3, 4]  # the fifth is to be taken again
+
+
+def retract_one(run: Run) -> Judgment:
+    assert run.snapshot
+    row = run.snapshot.judgments.order_by("pk")[0]
+    retractions.retract_judgment(row, add_annotator(), "Answered at random.", timezone.now())
+    return row
+
+
+def test_it_learns_nothing_that_was_retracted_between_two_attempts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_trainer(monkeypatch, WORDY.replace("sys.exit(1)", "sys.exit(3)"))
+    add_judged(run.campaign, 1)
+    before = supervise(run).snapshot
+    (attempts.folder(run.pk, 1) / "checkpoint-2").mkdir()
+    row = retract_one(run)
+    in_place_of_trainer(monkeypatch, START + "sys.exit(3)")
+    supervise(run)
+    assert run.snapshot not in (None, before)
+    assert run.snapshot
+    assert not run.snapshot.judgments.filter(pk=row.pk).exists()
+    config = attempts.read_json(attempts.folder(run.pk, 2) / "config.json") or {}
+    assert (config["snapshot_sha256"], config["resume"]) == (run.snapshot.sha256, None)
+    assert not run.metrics.exists()  # they were measured on what it no longer learns from
+    after = run.snapshot
+    assert supervise(run).snapshot == after  # once is enough
+
+
+def test_it_learns_nothing_that_was_retracted_before_a_retry(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_trainer(monkeypatch, START + "sys.exit(1)")
+    add_judged(run.campaign, 1)
+    supervise(run)
+    (attempts.folder(run.pk, 1) / "checkpoint-2").mkdir()
+    assert runs.retry(run).snapshot == run.snapshot
+    again = Run.objects.get(retry_of=run)
+    row = retract_one(run)  # while it waits
+    assert again.snapshot
+    assert supervise(again).snapshot != run.snapshot
+    assert again.snapshot
+    assert not again.snapshot.judgments.filter(pk=row.pk).exists()
+    assert runs.retry(run).snapshot is None  # nor is a later one shown with what it will not learn from
+
+
+def test_it_begins_from_the_base_where_the_version_it_goes_on_from_had_learned_what_is_retracted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place_of_trainer(monkeypatch, START + "sys.exit(3)")
+    add_judged(run.campaign, 1)
+    supervise(run)
+    version = Adapter.objects.create(name="adapter-1-abcdef", sha256="1" * 64, base_sha256="b" * 64)
+    Run.objects.filter(pk=run.pk).update(status=Run.Status.SUCCEEDED, adapter=version)
+    Deployment.objects.filter(pk=adapters.deployment().pk).update(adapter=version)
+    following = supervise(runs.create(run.campaign, "dpo", {"start": "incumbent"}))
+    assert (following.incumbent, following.params["start"]) == (version, "incumbent")
+    retract_one(run)
+    supervise(following)
+    assert (following.incumbent, following.params["start"]) == (version, "base")
+    config = attempts.read_json(attempts.folder(following.pk, 2) / "config.json") or {}
+    assert config["params"]["start"] == "base"
