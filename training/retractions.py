@@ -41,15 +41,17 @@ def run_again(run: Run, retraction: Retraction, user: User | None = None) -> Run
     learned = _learned(retraction)
     if run.pk not in learned:
         raise NotTouched(_("Run %d learned nothing from these judgments.") % run.pk)
-    params = start_clean(run.params, adapters.current())
+    params = start_clean(run.params)
     return runs.create(
         run.campaign, run.method, params, user=user, trigger=Run.Trigger.RETRY, retry_of=run, without=retraction
     )
 
 
-def start_clean(params: dict[str, Any], incumbent: Adapter) -> dict[str, Any]:
-    """A run's parameters; from the base, if it was to go on from a version that had learned from what is retracted now."""
-    if params.get("start") == CONTINUED and lineage.learned_retracted(incumbent):
+def start_clean(params: dict[str, Any], incumbent: Adapter | None = None) -> dict[str, Any]:
+    """A run's parameters; from the base, if it was to go on from a version that had learned from what is retracted now: the
+    `incumbent`, or where it is not fixed the current one.
+    """
+    if params.get("start") == CONTINUED and lineage.learned_retracted(incumbent or adapters.current()):
         return {**params, "start": FRESH}
     return params
 
