@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,21 @@ def _own_logps(model: PreTrainedModel, item: Alone) -> torch.Tensor:
 def add_adapter(base: Base, params: catalog.Common) -> PeftModel:
     """A new LoRA adapter that changes nothing yet (B = 0), initialised by params.seed."""
     torch.manual_seed(params.seed)
-    config = LoraConfig(
+    return get_peft_model(base.model, _ours(new_config(base.model, params)), adapter_name=NEW)
+
+
+def new_config(model: PreTrainedModel, params: catalog.Common) -> LoraConfig:
+    """What the parameters say of an adapter's shape and scale, for this model."""
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=params.lora_rank,
         lora_alpha=params.lora_alpha,  # type: ignore[arg-type]  # peft divides by it: a float is as good
         use_rslora=params.rslora,
-        target_modules=_modules(base.model, TARGETS[params.target_modules]),
-        layers_to_transform=_layers(base.model, SHARES[params.layers]),
+        target_modules=_modules(model, TARGETS[params.target_modules]),
+        layers_to_transform=_layers(model, SHARES[params.layers]),
         lora_dropout=0.0,
         bias="none",
     )
-    return get_peft_model(base.model, _ours(config), adapter_name=NEW)
 
 
 TARGETS = {"all-linear": "", "attention": "attn", "mlp": "mlp"}  # part of the path of a linear layer
@@ -148,6 +152,60 @@ def _layers(model: PreTrainedModel, share: float) -> list[int] | None:
     n_layers = int(model.config.num_hidden_layers)
     n_frozen = n_layers - math.ceil(share * n_layers)
     return list(range(n_frozen, n_layers)) if n_frozen else None
+
+
+# Parameters that an adapter keeps when it is trained on -> what its configuration says of them, comparable.
+KEPT: dict[str, Callable[[LoraConfig, PreTrainedModel], Any]] = {
+    "lora_rank": lambda config, model: config.r,
+    "lora_alpha": lambda config, model: float(config.lora_alpha),
+    "rslora": lambda config, model: bool(config.use_rslora),
+    "target_modules": lambda config, model: _target_names(config, model),
+    "layers": lambda config, model: _layer_numbers(config, model),
+}
+
+
+def refuse_other_shape(base: Base, folder: Path, params: catalog.Common) -> None:
+    """Raises TrainingError where the incumbent's adapter is not what the parameters ask for: training it on keeps its
+    rank, scale and places."""
+    with _readable(folder):
+        config = read_config(folder)
+    for name, kept in KEPT.items():
+        if kept(config, base.model) != kept(new_config(base.model, params), base.model):
+            raise TrainingError(_why_refused(name, config, base.model, params), "config")
+
+
+def _why_refused(name: str, config: LoraConfig, model: PreTrainedModel, params: catalog.Common) -> str:
+    has = _as_chosen(name, config, model, params)
+    which = f"has {has}: set {name} to {has}, or start" if has is not None else "has none of the choices: start"
+    return (
+        f"{name} is {getattr(params, name)}, but the current version, which is to be trained on, {which} from the base."
+    )
+
+
+def _as_chosen(name: str, config: LoraConfig, model: PreTrainedModel, params: catalog.Common) -> Any:
+    """The parameter's value that makes what the adapter has; None where no value does."""
+    kept = KEPT[name]
+    choices: dict[str, Iterable[str]] = {"target_modules": TARGETS, "layers": SHARES}
+    if name not in choices:
+        return kept(config, model)
+    made = {choice: new_config(model, replace(params, **{name: choice})) for choice in choices[name]}
+    return next((choice for choice, new in made.items() if kept(new, model) == kept(config, model)), None)
+
+
+def _target_names(config: LoraConfig, model: PreTrainedModel) -> Any:
+    """Names of layers, without their paths; a pattern as it stands."""
+    if config.target_modules == "all-linear":
+        return set(_modules(model, ""))
+    if not config.target_modules or isinstance(config.target_modules, str):
+        return config.target_modules
+    return {name.rpartition(".")[2] for name in config.target_modules}
+
+
+def _layer_numbers(config: LoraConfig, model: PreTrainedModel) -> list[int]:
+    found = config.layers_to_transform
+    if found is None:
+        return list(range(int(model.config.num_hidden_layers)))
+    return sorted([found] if isinstance(found, int) else found)
 
 
 def add_incumbent(base: Base, folder: Path) -> PeftModel:

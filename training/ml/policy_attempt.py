@@ -35,6 +35,7 @@ class PolicyAttempt(Attempt):
 
     def start(self) -> PeftModel:
         if self.job.incumbent and self.job.is_continuing:
+            policy.refuse_other_shape(self.base, self.job.incumbent, self.params)
             return policy.add_incumbent(self.base, self.job.incumbent)
         return policy.add_adapter(self.base, self.params)
 

@@ -1,5 +1,6 @@
 """Whole runs on the tiny model, in this process: files in, files out."""
 
+import json
 import math
 import os
 import shutil
@@ -23,7 +24,8 @@ from tests.training.ml.cases import (
     write_snapshot,
 )
 from training import catalog
-from training.ml import conduct, train
+from training.ml import conduct, policy, train
+from training.ml.errors import TrainingError
 
 
 @contextmanager
@@ -189,7 +191,7 @@ def test_it_continues_the_incumbent_with_replay(finished: Path, tiny_model_dir: 
     attempt = write_attempt(
         tmp_path / "run",
         tiny_model_dir,
-        params={"start": "incumbent", "replay": 0.5, "epochs": 1.0, "lora_rank": 8, "learning_rate": 1e-8},
+        params={"start": "incumbent", "replay": 0.5, "epochs": 1.0, "learning_rate": 1e-8},
         incumbent=str(finished / "attempt-1" / "adapter"),
         incumbent_name="adapter-7",
     )
@@ -198,7 +200,44 @@ def test_it_continues_the_incumbent_with_replay(finished: Path, tiny_model_dir: 
     assert (
         read_metrics(attempt)[0]["margin"] != 0.0
     )  # it begins where the incumbent is, the reference is still the base
-    assert read_json(attempt / "adapter" / "manifest.json")["rank"] == 4  # the incumbent's, not the parameter's
+    assert read_json(attempt / "adapter" / "manifest.json")["rank"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "has"),
+    [
+        ("lora_rank", 8, "4"),
+        ("lora_alpha", 16.0, "32.0"),
+        ("rslora", False, "True"),
+        ("target_modules", "mlp", "all-linear"),
+        ("layers", "top_half", "all"),
+    ],
+)
+def test_it_refuses_to_train_on_an_adapter_of_another_shape(
+    base32: policy.Base, finished: Path, name: str, value: Any, has: str
+) -> None:
+    folder = finished / "attempt-1" / "adapter"
+    policy.refuse_other_shape(base32, folder, catalog.parse("dpo", {"lora_rank": 4}))
+    sentence = f"^{name} is {value}, but the current version.* has {has}: set {name} to {has}, or start from the base"
+    with pytest.raises(TrainingError, match=sentence):
+        policy.refuse_other_shape(base32, folder, catalog.parse("dpo", {"lora_rank": 4, name: value}))
+
+
+def test_it_refuses_to_train_on_an_adapter_that_no_parameters_make(
+    base32: policy.Base, finished: Path, tmp_path: Path
+) -> None:
+    config = read_json(finished / "attempt-1" / "adapter" / "adapter_config.json")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(
+        TrainingError, match=r"target_modules is all-linear, but .* has none of the choices: start from"
+    ):
+        policy.refuse_other_shape(base32, tmp_path, catalog.parse("dpo", {"lora_rank": 4}))
+
+
+def test_it_fails_rather_than_ignore_a_parameter(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    error = fails(with_incumbent(finished, tmp_path, tiny_model_dir, start="incumbent", lora_rank=8))
+    assert error["message"].startswith("lora_rank is 8, but the current version")
+    assert error["kind"] == "config"
 
 
 def test_it_begins_from_the_base_without_an_incumbent_to_continue(
