@@ -26,7 +26,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from serving.admin import ReadOnlyAdmin
-from training import comparison, comparison_views, figures_views, lineage_views, policies, views
+from training import comparison, comparison_views, figures_views, lineage_views, policies, report, views
 from training.forms import PolicyForm
 from training.lineage import count_retracted
 from training.models import Policy, RewardModel, Run, Scoring, Snapshot
@@ -65,7 +65,7 @@ class TagFilter(admin.SimpleListFilter):
 class RunAdmin(ModelAdmin):
     list_display = ("name", "campaign", "method", "shown_status", "verdict", "adapter", "shown_tags", "created_at")
     list_filter = ("status", TagFilter, "campaign", "method", "trigger")
-    list_select_related = ("campaign", "adapter", "evaluation")
+    list_select_related = ("campaign", "adapter", "evaluation", "reward_model")
     list_per_page = 50
     search_fields = ("campaign__name", "adapter__name", "error", "notes")
     actions = ("compare",)
@@ -91,7 +91,7 @@ class RunAdmin(ModelAdmin):
 
     @display(description=_("verdict"))
     def verdict(self, run: Run) -> str:
-        return run.evaluation.verdict if hasattr(run, "evaluation") else run.error or "–"
+        return report.verdict(run) or "–"
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False  # verdict and evidence stay with the adapter for ever

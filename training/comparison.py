@@ -51,13 +51,15 @@ def made_with(runs: Sequence[Run]) -> list[Row]:
 
 
 def results(runs: Sequence[Run]) -> list[Row]:
-    """What came of them: judged by the gate, measured at the end, and how long it took."""
+    """What came of them: judged by the gate (or as a reward model), measured at the end, and how long it took."""
     ends = [_end_of(run) for run in runs]
     rows = [
         _row("accuracy", _("held-out accuracy, %"), [_evidence(run, "accuracy", 100) for run in runs], HIGHER),
         _row("difference", _("better than the incumbent by, points"), [_evidence(run, "difference", 100) for run in runs], HIGHER),
+        Row("verdict", _("verdict"), [report.verdict(run) or None for run in runs]),
         _row("brier", _("Brier score"), [_evidence(run, "brier", 1) for run in runs], LOWER),
         _row("ece", _("calibration error"), [_evidence(run, "ece", 1) for run in runs], LOWER),
+        _row("temperature", _("temperature of its margins"), [_evidence(run, "temperature", 1) for run in runs]),
         _row("n_pairs", _("held-out pairs"), [_evidence(run, "n_pairs", 1) for run in runs]),
         *(
             _row(curve.key, f"{each.title}: {curve.words}" if len(each.curves) > 1 else each.title, [end.get(curve.key) for end in ends])
@@ -101,7 +103,7 @@ def _best(values: Sequence[Any], direction: int) -> int | None:
 
 
 def _evidence(run: Run, name: str, factor: float) -> float | None:
-    value = run.evaluation.evidence.get(name) if hasattr(run, "evaluation") else None
+    value = report.evidence(run).get(name)
     return round(value * factor, 4) if isinstance(value, int | float) else None
 
 

@@ -97,7 +97,7 @@ def callback(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def recent_runs() -> Any:
     """Newest first, with what a line about a run needs."""
-    return Run.objects.select_related("campaign", "adapter", "evaluation", "requested_by")
+    return Run.objects.select_related("campaign", "adapter", "evaluation", "reward_model", "requested_by")
 
 
 def current_deployment() -> Deployment | None:

@@ -253,7 +253,9 @@ def learned_retracted(adapter: Adapter) -> bool:
 
 
 def _trained(runs: QuerySet[Run], direct: set[int], number: int) -> Page[Trained]:
-    rows = runs.select_related("campaign", "snapshot", "adapter", "evaluation", "incumbent").order_by("-pk")
+    rows = runs.select_related("campaign", "snapshot", "adapter", "evaluation", "reward_model", "incumbent").order_by(
+        "-pk"
+    )
     return _page(rows, number, lambda found: [Trained(run, run.pk not in direct) for run in found])
 
 

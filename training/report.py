@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from training import catalog, supervisor
-from training.models import Evaluation, Run
+from training import catalog, reward_models, supervisor
+from training.models import Evaluation, RewardModel, Run
 
 STAGES = {
     "snapshot": gettext_lazy("freeze the judgments"),
@@ -34,6 +33,8 @@ SYSTEM = {
 }
 # What the monitor did, by the name in its alarm.
 ACTIONS = {
+    "none": gettext_lazy("nothing done: as the run was set up"),
+    "relax": gettext_lazy("tied less closely again: it has been calm since"),
     "skip_step": gettext_lazy("step skipped"),
     "halve_rate": gettext_lazy("rate halved"),
     "raise_anchor": gettext_lazy("tied closer to what is known to be good"),
@@ -153,9 +154,42 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def in_words(run: Run) -> str:
-    """The run's result in a few words: verdict, error or what it is doing."""
-    evaluation = getattr(run, "evaluation", None)
+def verdict(run: Run) -> str:
+    """What the gate, or the judge of reward models, said in words; else why the run failed. Empty without either."""
+    judged = getattr(run, "evaluation", None) or getattr(run, "reward_model", None)
+    return str(judged.verdict) if judged else run.error
+
+
+def evidence(run: Run) -> dict[str, Any]:
+    """What the gate found; of a reward model the same figures by the same names, and the 95 % interval of its `accuracy` as
+    `accuracy_low` and `accuracy_high`. Empty for a run that was not judged.
+    """
+    evaluation, reward_model = getattr(run, "evaluation", None), getattr(run, "reward_model", None)
     if evaluation is not None:
-        return str(evaluation.verdict)
-    return run.error or (run.phase if run.status in Run.ACTIVE else "") or _("no result")
+        return dict(evaluation.evidence)
+    return _evidence_of(reward_model) if reward_model is not None else {}
+
+
+def _evidence_of(reward_model: RewardModel) -> dict[str, Any]:
+    found, figures = reward_model.evidence, reward_model.figures
+    before, after = _calibration(figures, "before"), _calibration(figures, "after")
+    change = found.get("change")
+    low, high = found.get("low"), found.get("high")  # of what it is better than chance by
+    return {
+        "accuracy": found.get("accuracy"),
+        "accuracy_low": None if low is None else reward_models.CHANCE + low,
+        "accuracy_high": None if high is None else reward_models.CHANCE + high,
+        "difference": change.get("difference") if isinstance(change, dict) else None,
+        "n_pairs": found.get("n_pairs"),
+        "n_prompts": found.get("n_prompts"),
+        "brier": after.get("brier"),
+        "ece": after.get("ece"),
+        "uncalibrated_ece": before.get("ece"),
+        "temperature": figures.get("temperature"),
+    }
+
+
+def _calibration(figures: dict[str, Any], when: str) -> dict[str, Any]:
+    calibration = figures.get("calibration")
+    found = calibration.get(when) if isinstance(calibration, dict) else None
+    return found if isinstance(found, dict) else {}

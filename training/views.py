@@ -87,6 +87,8 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
         "opts": Run._meta,
         "title": str(run),
         "evaluation": evaluation,
+        "reward_model": getattr(run, "reward_model", None),
+        "evidence": report.evidence(run),
         "guards": report.guards(evaluation) if evaluation else [],
         "samples": report.samples(evaluation) if evaluation else [],
         "deployment": dashboard.current_deployment(),
@@ -181,6 +183,7 @@ def _rights(request: HttpRequest) -> dict[str, bool]:
     return {
         "can_change": request.user.has_perm("training.change_run"),
         "can_train": request.user.has_perm("training.add_run"),
+        "can_view_reward_models": request.user.has_perm("training.view_rewardmodel"),
         "can_publish": request.user.has_perm("serving.change_deployment"),
     }
 

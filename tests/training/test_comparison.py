@@ -10,7 +10,7 @@ from django.urls import reverse
 from serving.models import Adapter
 from tests.training.rows import add_campaign
 from training import catalog, comparison
-from training.models import Evaluation, Metric, Run
+from training.models import Evaluation, Metric, RewardModel, Run
 
 pytestmark = pytest.mark.django_db
 
@@ -59,6 +59,32 @@ def test_it_compares_what_came_of_them() -> None:
     assert rows["loss"].values == pytest.approx([0.5, 0.4]), "the mean of the last ten steps"
     assert (rows["alarms"].values, rows["alarms"].best) == ([1, 1], None)
     assert "heldout_accuracy" not in rows, "nobody has it"
+
+
+def test_it_compares_reward_models(admin_client: Client) -> None:
+    runs = []
+    for number, accuracy in enumerate((0.7, 0.8)):
+        run = add_run()
+        calibration = {"before": {"ece": 0.2}, "after": {"ece": 0.05 - number / 100, "brier": 0.2}}
+        RewardModel.objects.create(
+            campaign=run.campaign,
+            run=run,
+            sha256=str(number) * 64,
+            base_sha256="b" * 64,
+            figures={"temperature": 2.0, "calibration": calibration},
+            is_passed=True,
+            verdict=f"agrees {number}",
+            evidence={"accuracy": accuracy, "low": 0.1, "high": 0.3, "n_pairs": 40, "change": {"difference": 0.01}},
+        )
+        runs.append(run)
+    found = [Run.objects.select_related("campaign", "reward_model").get(pk=run.pk) for run in runs]
+    rows = {row.name: row for row in comparison.results(found)}
+    assert (rows["accuracy"].values, rows["accuracy"].best) == ([70.0, 80.0], 1)
+    assert (rows["ece"].values, rows["ece"].best) == ([0.05, 0.04], 1)
+    assert (rows["brier"].values, rows["temperature"].values) == ([0.2, 0.2], [2.0, 2.0])
+    assert (rows["n_pairs"].values, rows["difference"].values) == ([40, 40], [1.0, 1.0])
+    assert rows["verdict"].values == ["agrees 0", "agrees 1"]
+    assert b"agrees 1" in compare(admin_client, runs).content
 
 
 def test_it_calls_none_the_best_where_one_was_not_judged() -> None:

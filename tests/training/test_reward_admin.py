@@ -101,3 +101,26 @@ def test_it_asks_a_scoring_to_stop(admin_client: Client, pair_of_them: list[Rewa
     assert [row.is_cancel_requested for row in (Scoring.objects.get(pk=running.pk), Scoring.objects.get(pk=ended.pk))] == [
         True, False,
     ]  # fmt: skip
+
+
+def test_it_stands_on_the_pages_of_its_run(admin_client: Client, pair_of_them: list[RewardModel]) -> None:
+    used, other = pair_of_them
+    RewardModel.objects.update(evidence={"accuracy": 0.75, "low": 0.15, "high": 0.34, "n_pairs": 90, "n_prompts": 80})
+    page = admin_client.get(reverse("admin:training_run_change", args=[used.run_id])).content.decode()
+    for text in (used.verdict, "75.0 %", "65.0 % … 84.0 %", "0.03", "0.21 before its temperature", "2.5", "in use"):
+        assert text in page
+    assert reverse("admin:training_rewardmodel_change", args=[used.pk]) in page
+    assert "not used" in admin_client.get(reverse("admin:training_run_change", args=[other.run_id])).content.decode()
+    for name in ("admin:training_run_changelist", "admin:index"):
+        assert used.verdict in admin_client.get(reverse(name)).content.decode()
+    lineage = reverse("admin:training_lineage", args=["run", used.run_id])
+    assert used.verdict in admin_client.get(lineage).content.decode()
+
+
+def test_it_is_linked_for_those_who_may_look_at_it(client: Client, pair_of_them: list[RewardModel]) -> None:
+    user = User.objects.create_user("stan", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_run"))
+    client.force_login(user)
+    page = client.get(reverse("admin:training_run_change", args=[pair_of_them[0].run_id])).content.decode()
+    assert pair_of_them[0].verdict in page
+    assert reverse("admin:training_rewardmodel_change", args=[pair_of_them[0].pk]) not in page
