@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training.ml import files, parallel
+from training.ml import files, optim, parallel
 from training.ml.watch import Watch
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watc
         "monitor": learner.monitor.state_dict(),
         "good": vars(learner.good) if learner.good else None,
         "metrics": learner.metrics,
-        "parameters": [p.detach() for p in learner.parameters],
+        "parameters": optim.resumable(learner.optimizer, learner.parameters),
         "optimizer": learner.optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }

@@ -1,10 +1,9 @@
 """Optimizers and the learning rate's course. Each is one line in OPTIMIZERS or SCHEDULES, named as in the catalog."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,8 +65,8 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
 def result_of(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """A block in which the parameters are what training gives, not where it takes its gradients."""
     kept = [(parameter, parameter.detach().clone()) for parameter in _averaged(optimizer)]
-    finish(optimizer)
     try:
+        finish(optimizer)
         yield
     finally:
         with torch.no_grad():
@@ -80,6 +79,19 @@ def finish(optimizer: torch.optim.Optimizer) -> None:
     with torch.no_grad():
         for parameter, average in _averaged(optimizer).items():
             parameter.copy_(average)
+
+
+def resumable(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What the parameters hold between two steps, whatever they hold now: a signal may come while they hold the result,
+    or on the way there and back. The same operations as in a step give the same bits.
+    """
+    places = {
+        parameter: state["z"].lerp(state["x"], group["betas"][0])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if "x" in (state := optimizer.state.get(parameter, {}))
+    }
+    return [places.get(parameter, parameter.detach()) for parameter in parameters]
 
 
 def _averaged(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, torch.Tensor]:
@@ -111,22 +123,19 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-def optimizer(parameters: list[torch.nn.Parameter], params: catalog.Common) -> torch.optim.Optimizer:
-    """The optimizer that the parameters name, over matrices of a LoRA adapter in the order of `policy.parameters`."""
+def optimizer(
+    parameters: list[torch.nn.Parameter], params: catalog.Common, b: Sequence[torch.nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that the parameters name; `b`: those that are the B of a LoRA layer (`policy.second_matrices`)."""
     line = OPTIMIZERS[params.optimizer]
     if line.ratio_of_b == 1.0:
         return line.build([{"params": parameters, "ratio": 1.0}], params)
-    b = {id(second) for first, second in pairwise(parameters) if _is_couple(first, second)}
+    fast = set(b)
     groups = [
-        {"params": [p for p in parameters if id(p) not in b], "ratio": 1.0},
-        {"params": [p for p in parameters if id(p) in b], "ratio": line.ratio_of_b},
+        {"params": [p for p in parameters if p not in fast], "ratio": 1.0},
+        {"params": [p for p in parameters if p in fast], "ratio": line.ratio_of_b},
     ]
     return line.build(groups, params)
-
-
-def _is_couple(a: torch.nn.Parameter, b: torch.nn.Parameter) -> bool:
-    """Whether these are the A (r, I) and B (O, r) of one layer; B is zero in a new adapter, and small in any."""
-    return a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1] and a.shape[0] < min(a.shape[1], b.shape[0])
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

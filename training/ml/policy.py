@@ -232,6 +232,11 @@ def parameters(model: PeftModel) -> list[torch.nn.Parameter]:
     return [p for _, p in sorted(model.named_parameters()) if p.requires_grad]
 
 
+def second_matrices(model: PeftModel) -> list[torch.nn.Parameter]:
+    """Of what is trained the B of every layer, which is zero in a new adapter."""
+    return [p for name, p in sorted(model.named_parameters()) if p.requires_grad and ".lora_B." in name]
+
+
 def read_config(folder: Path) -> LoraConfig:
     """A folder's adapter_config.json, for our own LoRA layers."""
     return _ours(LoraConfig.from_pretrained(str(folder)))

@@ -71,7 +71,7 @@ class PolicyAttempt(Attempt):
         return Learner(
             model=self.base.model,
             parameters=parameters,
-            optimizer=optim.optimizer(parameters, self.params),
+            optimizer=optim.optimizer(parameters, self.params, policy.second_matrices(self.model)),
             loss=getattr(losses, self.job.method),
             params=self.params,
             reference=reference,

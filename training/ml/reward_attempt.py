@@ -25,6 +25,8 @@ FOLDER = "reward_model"
 class RewardAttempt(Attempt):
     """Leaves reward_model/ and evaluation.json."""
 
+    has_anchor = False  # a reward is no likelihood
+
     def start(self) -> PeftModel:
         self.head = Head(self.base.model.config.get_text_config().hidden_size).to(self.base.model.device)
         return policy.add_adapter(self.base, self.params)
@@ -50,7 +52,7 @@ class RewardAttempt(Attempt):
         return Learner(
             model=self.base.model,
             parameters=parameters,
-            optimizer=optim.optimizer(parameters, self.params),
+            optimizer=optim.optimizer(parameters, self.params, policy.second_matrices(self.model)),
             loss=loss_by(self.head),
             params=self.params,
             reference=reference,

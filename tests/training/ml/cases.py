@@ -220,7 +220,7 @@ def make_learner(
     learner = Learner(
         model=base.model,
         parameters=trained,
-        optimizer=optim.optimizer(trained, parsed),
+        optimizer=optim.optimizer(trained, parsed, policy.second_matrices(model)),
         loss=getattr(losses, method),
         params=parsed,
         reference=reference or flat_reference(pairs),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.training.ml.cases import make_learner, some_pairs
-from training.ml import checkpoint, loop, policy
+from training.ml import checkpoint, loop, optim, policy
 from training.ml.data import Order
 from training.ml.loop import Learner
 from training.ml.watch import Watch
@@ -43,6 +43,20 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(
     assert steps(again, 3, tmp_path, watch) == expected
     assert all(map(torch.equal, again.parameters, learner.parameters))
     assert again.monitor.state == learner.monitor.state
+
+
+def test_it_goes_on_exactly_when_stopped_while_the_parameters_hold_the_result(
+    base32: policy.Base, tmp_path: Path, watch: Watch
+) -> None:
+    """In an exam, on the way into it, or after the last step: where a signal finds no shield."""
+    learner, _ = make_learner(base32, some_pairs(), optimizer="schedule_free")
+    steps(learner, 2, tmp_path, watch)
+    kept = [parameter.detach().clone() for parameter in learner.parameters]
+    with optim.result_of(learner.optimizer):
+        assert not all(map(torch.equal, learner.parameters, kept))
+        checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    assert checkpoint.load(tmp_path / "checkpoint-2", learner, IDENTITY)
+    assert all(map(torch.equal, learner.parameters, kept))
 
 
 def test_it_restores_the_random_numbers(learner: Learner, tmp_path: Path, watch: Watch) -> None:

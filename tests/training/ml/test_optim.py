@@ -96,8 +96,10 @@ def test_it_keeps_the_rate_at_its_peak_where_an_average_takes_the_schedules_plac
     assert rates(4, optimizer="schedule_free", schedule="cosine", warmup=0.25) == pytest.approx([0.5, 1, 1, 1])
 
 
-def test_it_moves_b_sixteen_times_as_fast_with_lora_plus(base32: policy.Base) -> None:
-    learner, model = make_learner(base32, some_pairs(), optimizer="lora_plus")
+@pytest.mark.parametrize("rank", [4, 256])
+def test_it_moves_b_sixteen_times_as_fast_with_lora_plus(base32: policy.Base, rank: int) -> None:
+    """Also where the rank is larger than a layer, whose matrices no shape tells apart then."""
+    learner, model = make_learner(base32, some_pairs(), optimizer="lora_plus", lora_rank=rank)
     optim.set_rate(learner.optimizer, 1e-3)
     rate_of = {id(p): group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
     found = {name: rate_of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
