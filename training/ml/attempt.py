@@ -28,6 +28,8 @@ class Attempt:
     `save_checkpoint` saves what is worth saving when it is stopped.
     """
 
+    has_anchor = True  # whether its loss has a likelihood of responses that the monitor can give more weight
+
     def __init__(self, job: Job, watch: Watch) -> None:
         self.job, self.params, self.watch = job, job.params, watch
         self.progress = Progress()
@@ -96,7 +98,7 @@ class Attempt:
         """The learner at step 0, or where the checkpoint to resume left it."""
         learner = self.new_learner(reference)
         learner.exams = exams.prepare(self.order, self.pairs.heldout, self.writer(), BUDGET)
-        learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs))
+        learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs), has_anchor=self.has_anchor)
         if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)
         return learner

@@ -20,6 +20,7 @@ from training.ml.logprobs import response_logps, token_logps
 from training.ml.progress import TRAIN_COST
 from training.ml.rows import Pack, Tokens, count_tokens, pack
 from training.ml.scores import Alone, Scores
+from training.ml.signals import Limits
 
 if TYPE_CHECKING:
     from training.ml.loop import Learner
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 N_PAIRS, N_PROMPTS, N_TOKENS = 24, 4, 32
 LEAST_PAIRS = 8  # fewer say nothing
 SHARE = 0.05  # of the training's cost, for each of the two kinds
-LEAST_STEPS = 4  # between two exams
+LEAST_STEPS = Limits.exam_gap  # between two exams
 DECODING = 64  # a step of generation takes as long as a forward pass of so many tokens (2 cores, 135M, measured)
 NGRAM = 3
 SEED = 0

@@ -119,7 +119,7 @@ def examine(learner: Learner, step: int) -> dict[str, Any]:
     if learner.exams is None or learner.monitor.mode == "off":
         return {}
     return _with_less_memory(
-        learner, partial(learner.exams.examine, learner, step, is_extra=learner.monitor.is_suspicious)
+        learner, partial(learner.exams.examine, learner, step, is_extra=learner.monitor.is_suspicious(step))
     )
 
 

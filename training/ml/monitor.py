@@ -71,6 +71,11 @@ REMEDIES = {
 }
 
 
+def without_anchor(rungs: tuple[str, ...]) -> tuple[str, ...]:
+    """The ladder where there is nothing to anchor: it begins with halving the rate."""
+    return (HALVE, *(rung for rung in rungs if rung not in (ANCHOR, HALVE))) if ANCHOR in rungs else rungs
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the loop has to do before this step's update."""
@@ -90,10 +95,15 @@ class Verdict:
 
 
 class Monitor:
-    """One run's. `mode` is the catalog's: "act"; "watch" changes nothing but skips what is not finite; "off"."""
+    """One run's. `mode` is the catalog's: "act"; "watch" changes nothing but skips what is not finite; "off".
 
-    def __init__(self, mode: str = "act", limits: Limits | None = None, *, examines: bool = False) -> None:
-        self.mode, self.limits, self.examines = mode, limits or Limits(), examines
+    `has_anchor`: whether the loss has a likelihood that can be given more weight; a reward model's has none.
+    """
+
+    def __init__(
+        self, mode: str = "act", limits: Limits | None = None, *, examines: bool = False, has_anchor: bool = True
+    ) -> None:
+        self.mode, self.limits, self.examines, self.has_anchor = mode, limits or Limits(), examines, has_anchor
         self.state = State()
 
     def judge(self, figures: Figures) -> Verdict:
@@ -101,6 +111,8 @@ class Monitor:
         if self.mode == "off":
             return Verdict([])
         figures = signals.finite(figures)
+        if any(name in figures for name in signals.EXAMINED):
+            self.state.examined_at = figures["step"]
         self._remember_start(figures)
         found = [(signal, finding) for signal in SIGNALS if (finding := self._look(signal, figures))]
         alarms = [self._alarm(signal, finding, figures["step"]) for signal, finding in found]
@@ -115,10 +127,10 @@ class Monitor:
         )
         return Verdict(alarms, is_skipped, self._is_good(figures, bool(found)))
 
-    @property
-    def is_suspicious(self) -> bool:
-        """Whether an exam out of turn would help to tell."""
-        return self.mode != "off" and self.state.loss_sum > self.limits.loss_sum / 2
+    def is_suspicious(self, step: int) -> bool:
+        """Whether an exam out of turn would help to tell: not when the last one was only just held."""
+        is_due = step - self.state.examined_at >= self.limits.exam_gap
+        return self.mode != "off" and is_due and self.state.loss_sum > self.limits.loss_sum / 2
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.state)
@@ -145,7 +157,8 @@ class Monitor:
         steps = [*steps, step] if steps and step - steps[-1] <= signal.window else [step]
         self.state.alarmed_at[signal.name] = steps
         self.state.quiet_since = step
-        action = signal.rungs[min(len(steps), len(signal.rungs)) - 1]
+        rungs = signal.rungs if self.has_anchor else without_anchor(signal.rungs)
+        action = rungs[min(len(steps), len(rungs)) - 1]
         if action == BACK and self.state.n_roll_backs >= self.limits.most_roll_backs:
             action = STOP
         if self.mode == "watch" and signal.look is not signals.non_finite:

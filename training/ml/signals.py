@@ -36,6 +36,7 @@ class Limits:
     growth: float = 2.0  # length of fresh samples over that of the start, or its inverse
     anchor_step: float = 0.5  # first weight of the NLL; Pang et al. 2024, arXiv 2404.19733, use 1
     anchor_most: float = 2.0
+    exam_gap: int = 4  # least number of steps from an exam to one out of turn, which costs as much as a step
     calm: int = 20  # steps without an alarm before a rung is taken back
     settle: int = 5  # steps without an alarm before a state counts as good
     most_roll_backs: int = 6
@@ -81,6 +82,7 @@ class State:
     n_back_in_a_row: int = 0  # roll-backs since the last good state
     alarmed_at: dict[str, list[int]] = field(default_factory=dict)  # signal -> the steps of its last alarms
     quiet_since: int = 0  # step of the last alarm or change
+    examined_at: int = 0  # step of the last exam
     norm: Mean = field(default_factory=Mean)  # of the logarithm of the gradient's norm
     loss: Mean = field(default_factory=Mean)
     loss_sum: float = 0.0

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -189,6 +190,38 @@ def test_it_lowers_the_rate_more_each_time_it_goes_back_to_the_same_state() -> N
         watched.judge(calm(step, kl_chosen=-3.0))
         rates.append(watched.state.rate)
     assert rates == [1 / 2, 1 / 8, 1 / 64]
+
+
+def test_it_halves_the_rate_where_there_is_nothing_to_anchor() -> None:
+    watched = Monitor(has_anchor=False)
+    for step in range(1, 13):
+        watched.judge(calm(step) | (EXAM if step == 12 else {}))
+    found = [watched.judge(calm(step) | EXAM | FAULTS["length_bias"]) for step in (13, 14, 15)]
+    assert [actions(verdict) for verdict in found] == [
+        [("length_bias", action)] for action in ("halve_rate", "roll_back", "stop")
+    ]
+    assert watched.state.anchor == 0.0
+
+
+@pytest.mark.parametrize("signal", ladder.SIGNALS, ids=lambda signal: signal.name)
+def test_it_has_a_ladder_without_the_anchor_for_every_signal(signal: ladder.Signal) -> None:
+    rungs = ladder.without_anchor(signal.rungs)
+    assert ladder.ANCHOR not in rungs
+    assert rungs[-1] == ladder.STOP
+    assert rungs == signal.rungs or (ladder.ANCHOR in signal.rungs and rungs[0] == ladder.HALVE)
+
+
+def test_it_asks_for_no_exam_right_after_another() -> None:
+    watched = after(20)
+    asked = []
+    for step in range(21, 41):
+        is_asked = watched.is_suspicious(step)
+        watched.judge(calm(step, loss=0.75) | (EXAM if is_asked else {}))
+        watched.state.loss_sum = 6.0  # it stays suspicious
+        asked += [step] if is_asked else []
+    gaps = [later - earlier for earlier, later in pairwise(asked)]
+    assert gaps == [watched.limits.exam_gap] * len(gaps)
+    assert len(gaps) >= 3
 
 
 def test_it_stops_rather_than_go_back_for_ever() -> None:
