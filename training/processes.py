@@ -80,7 +80,7 @@ def terminate(process: subprocess.Popen[bytes]) -> None:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Ends the trainer and all of its children at once, and reaps it."""
-    _signal_group(process.pid, signal.SIGKILL)
+    _kill_tree(process.pid, _descendants(process.pid) if process.poll() is None else [])
     process.wait()
 
 
@@ -90,8 +90,23 @@ def kill_orphan(pid: int, started: float) -> bool:
     if found is None or abs(found - started) > SAME_START_SECONDS:
         return False
     log.warning("ending trainer %d, whose supervisor is gone", pid)
-    _signal_group(pid, signal.SIGKILL)
+    _kill_tree(pid, _descendants(pid))
     return True
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def _kill_tree(pid: int, descendants: list[psutil.Process]) -> None:
+    """torchrun and its workers are in sessions of their own, so the group is not all; who they are must be known
+    before: a child of a dead process is nobody's."""
+    _signal_group(pid, signal.SIGKILL)
+    for process in descendants:
+        with suppress(psutil.Error):  # it has ended with the others
+            process.kill()
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

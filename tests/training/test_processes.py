@@ -46,6 +46,36 @@ def test_it_ends_a_trainers_children_with_it() -> None:
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+def grandparent() -> tuple[subprocess.Popen[bytes], psutil.Process]:
+    """A trainer and its child's child, each in a session of its own, as torchrun makes them."""
+    start = "subprocess.Popen([sys.executable, '-c', {}], start_new_session=True)"
+    inner = f"import subprocess, sys; p = {start.format(repr(SLEEPER))}; print(p.pid, flush=True); p.wait()"
+    outer = f"import subprocess, sys; {start.format(repr(inner))}.wait()"
+    process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout
+    return process, psutil.Process(int(process.stdout.readline()))
+
+
+def has_ended(process: psutil.Process) -> bool:
+    psutil.wait_procs([process], timeout=30)
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_it_ends_processes_in_other_sessions_with_the_trainer() -> None:
+    trainer, worker = grandparent()
+    processes.kill(trainer)
+    assert has_ended(worker)
+
+
+def test_it_ends_processes_in_other_sessions_with_an_orphan() -> None:
+    trainer, worker = grandparent()
+    started = processes.started_at(trainer.pid)
+    assert started is not None
+    assert processes.kill_orphan(trainer.pid, started)
+    assert trainer.wait(timeout=30) < 0
+    assert has_ended(worker)
+
+
 def test_it_keeps_the_secrets_from_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in processes.SECRETS:
         monkeypatch.setenv(name, "hidden-value")

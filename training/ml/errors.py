@@ -25,6 +25,12 @@ class LeaseLost(Stopped):
     exit_code = 4
 
 
+class PeerLost(Stopped):
+    """Another process of this run is gone: this one cannot go on alone, but the run can, from its checkpoint."""
+
+    exit_code = 5
+
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

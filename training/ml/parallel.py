@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from training.ml.errors import PeerLost, is_out_of_memory
 from training.ml.rows import Pack
 
 EXIT_CODE = "exit_code"  # in the attempt's folder: what the first process ended with; torchrun's own code says less
@@ -54,12 +55,29 @@ def follow_the_first() -> None:
 
 
 @contextmanager
+def exchanging() -> Iterator[None]:
+    """An exchange with the others. Raises PeerLost where it fails, which it does when one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no type of its own for it
+        if is_out_of_memory(error):
+            raise
+        print(f"another process of the run is gone: {error}", flush=True)
+        raise PeerLost from error
+
+
+@contextmanager
 def first_alone() -> Iterator[None]:
     """A block that the others enter when the first one is through it, and find its files."""
     if size() > 1 and not is_first():
-        distributed.barrier()
+        _wait_for_all()
     yield
     if size() > 1 and is_first():
+        _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    with exchanging():
         distributed.barrier()
 
 
@@ -88,7 +106,8 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
+    with exchanging():
+        distributed.all_reduce(flat)
     parts = flat.split([gradient.numel() for gradient in gradients])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter).clone()
@@ -99,7 +118,8 @@ def gather(own: list[Any]) -> list[Any]:
     if size() == 1:
         return own
     found: list[list[Any]] = [[] for _ in range(size())]
-    distributed.all_gather_object(found, own)
+    with exchanging():
+        distributed.all_gather_object(found, own)
     return [item for part in found for item in part]
 
 

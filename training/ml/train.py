@@ -1,13 +1,18 @@
 """The trainer: `python -m training.ml.train RUN_DIR/attempt-n`. Files in, files out; no Django, no Celery.
 
-Exit codes: 0 done · 1 failed, error.json says why · 3 stopped by SIGTERM, resumable · 4 lease lost.
+Exit codes: 0 done · 1 failed, error.json says why · 3 stopped by SIGTERM, resumable · 4 lease lost
+· 5 another process of the same run is gone.
 """
 
 import os
 import signal
 import sys
 
+from training.ml import parents
+
 if __name__ == "__main__":
+    if "RANK" in os.environ:
+        parents.end_with_parent()
     # The imports below take seconds. A signal that comes meanwhile finds nothing to save.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
     # Threads that wait for each other by spinning take the processor from the one they wait for: on two cores shared

@@ -7,11 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.training.ml.cases import read_json, read_metrics, some_pairs, write_attempt
+from training.ml import launch as launcher
 from training.ml import parallel, train
 from training.ml.rows import pack
 
@@ -64,6 +66,51 @@ def test_it_ends_with_the_trainers_own_code(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert launch(tmp_path).wait() == 1
     assert read_json(tmp_path / "error.json")["message"].startswith("config.json of the run cannot be read")
+
+
+def ranks(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
+    """The trainer's processes by their number."""
+    return {
+        child.environ()["RANK"]: child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RANK" in child.environ()
+    }
+
+
+def test_it_is_lost_with_any_of_its_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Nobody asked it to stop, whatever torchrun tells the others: the try counts, and nothing is left running."""
+    attempt = write_attempt(tmp_path, tiny_model_dir, params={"epochs": 20.0, "batch_pairs": 1})
+    process = launch(attempt)
+    while not read_metrics(attempt) and process.poll() is None:
+        time.sleep(0.01)
+    found = ranks(process)
+    assert set(found) == {"0", "1"}, (attempt / "log.txt").read_text()
+    found["1"].kill()
+    assert process.wait() == launcher.LOST, (attempt / "log.txt").read_text()
+    assert not any(one.is_running() for one in found.values())
+    assert not (attempt / "error.json").exists()
+    assert list(attempt.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "is_asked", "code"),
+    [
+        (0, False, 0),
+        (0, True, 0),
+        (1, False, 1),
+        (3, True, 3),
+        (3, False, 5),
+        (4, False, 4),
+        (None, False, 5),
+        (5, True, 5),
+    ],
+)
+def test_it_tells_a_stop_that_was_asked_for_from_a_loss(said: int | None, is_asked: bool, code: int) -> None:
+    assert launcher.judge(said, is_asked=is_asked) == code
+
+
+def test_it_has_nothing_to_tell_when_stopped_before_it_began() -> None:
+    assert launcher.judge(None, is_asked=True) == 3
 
 
 def test_it_shares_a_steps_passes_by_their_cost() -> None:
