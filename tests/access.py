@@ -265,6 +265,11 @@ MATRIX: dict[str, Row] = {
         "L 403 403 403 403 403 403 302",  # back to the page: it learned nothing of it
         lambda world: [*retraction(world), world.rows["training.run"].pk],
     ),
+    "reward_model_put_away": Row(
+        "405",
+        "L 403 403 403 403 403 403 302",  # likewise
+        lambda world: [*retraction(world), world.rows["training.rewardmodel"].pk],
+    ),
     # chat
     "chat": Row(LOGGED_IN, NO_PAGE),
     "chat_current": Row(LOGGED_IN, NO_PAGE),

@@ -1,4 +1,5 @@
 """Where judgments went, and what a version came from: judgment → snapshot → run → version → alias → feedback, both ways.
+A run may leave a reward model in the place of a version; nothing goes on from that.
 
 Pure queries. Every function takes a fixed number of them, whatever the number of rows, and returns pages. A run that
 continues its incumbent also learned from all that the incumbent had learned from, so both directions follow that link.
@@ -16,7 +17,7 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 from labeling import judgments
 from labeling.models import Comparison, Judgment, Response
 from serving.models import Adapter, DeploymentEvent, Message
-from training.models import Run, Snapshot
+from training.models import RewardModel, Run, Snapshot
 
 PER_PAGE = 25
 CHUNK = 5_000
@@ -31,6 +32,7 @@ class Pages:
     snapshots: int = 1
     runs: int = 1
     versions: int = 1
+    reward_models: int = 1
 
 
 FIRST_PAGES = Pages()
@@ -100,11 +102,12 @@ class Version:
 
 @dataclass(frozen=True)
 class Downstream:
-    """All that learned from some judgments: pages of Held, Trained and Version, newest first."""
+    """All that learned from some judgments: pages of Held, Trained, Version and RewardModel, newest first."""
 
     snapshots: Page[Held]
     runs: Page[Trained]
     versions: Page[Version]
+    reward_models: Page[RewardModel]
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,10 @@ def _down(snapshots: QuerySet[Snapshot], pages: Pages) -> Downstream:
     runs = Run.objects.filter(pk__in=direct | inherited)
     made = Adapter.objects.filter(Exists(runs.filter(adapter=OuterRef("pk"))))
     return Downstream(
-        _held(snapshots, pages.snapshots), _trained(runs, direct, pages.runs), _versions(made, pages.versions)
+        snapshots=_held(snapshots, pages.snapshots),
+        runs=_trained(runs, direct, pages.runs),
+        versions=_versions(made, pages.versions),
+        reward_models=_reward_models(RewardModel.objects.filter(run__in=runs), pages.reward_models),
     )
 
 
@@ -261,6 +267,10 @@ def _trained(runs: QuerySet[Run], direct: set[int], number: int) -> Page[Trained
 
 def _versions(adapters: QuerySet[Adapter], number: int) -> Page[Version]:
     return _page(adapters.order_by("-pk"), number, versions)
+
+
+def _reward_models(rows: QuerySet[RewardModel], number: int) -> Page[RewardModel]:
+    return _page(rows.select_related("campaign", "run").order_by("-pk"), number, lambda found: found)
 
 
 def _judgments(said: QuerySet[Judgment], number: int) -> Page[Judgment]:

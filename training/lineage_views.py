@@ -1,7 +1,7 @@
 """Where a judgment went and what a version came from, as a page. Address and staff as in training.views."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from django.contrib.auth.decorators import permission_required
@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET
 from labeling.models import Judgment
 from serving.models import Adapter
 from training import lineage
-from training.models import Run, Snapshot
+from training.models import RewardModel, Run, Snapshot
 from training.views import page
 
 Lists = dict[str, Page[Any]]
@@ -44,13 +44,15 @@ def of_run(row: Run, pages: lineage.Pages) -> Lists:
         "snapshots": _one([lineage.Held(one, one.counts.get("judgments", 0), retracted[one.pk]) for one in snapshots]),
         "runs": _one([lineage.Trained(row, False)]),
         "versions": _one(lineage.versions([row.adapter] if row.adapter else [])),
+        "reward_models": _one(list(RewardModel.objects.filter(run=row).select_related("campaign", "run"))),
     }
 
 
 def of_version(row: Adapter, pages: lineage.Pages) -> Lists:
     up = lineage.upstream(row, pages)
     feedback = lineage.judgments_on(row, pages.judgments)
-    return {"judgments": up.judgments, **_lists(up), "feedback": feedback}
+    chain = {"judgments": up.judgments, "snapshots": up.snapshots, "runs": up.runs, "versions": up.versions}
+    return {**chain, "feedback": feedback}
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ KINDS = {
 }
 
 
+LISTS = [one.name for one in fields(lineage.Pages)]
+
+
 @require_GET
 @permission_required("training.view_run", raise_exception=True)
 def lineage_detail(request: HttpRequest, kind: str, pk: int) -> HttpResponse:
@@ -79,20 +84,26 @@ def lineage_detail(request: HttpRequest, kind: str, pk: int) -> HttpResponse:
     if not request.user.has_perm(of.permission):
         raise PermissionDenied
     row = get_object_or_404(of.model._default_manager, pk=pk)
-    numbers = {name: _page_of(request, name) for name in ("judgments", "snapshots", "runs", "versions")}
+    numbers = {name: _page_of(request, name) for name in LISTS}
     context = {
         "kind": kind,
         "row": row,
         "name": _name(of, row),
         "lists": of.find(row, lineage.Pages(**numbers)),
+        "can_view_reward_models": request.user.has_perm("training.view_rewardmodel"),
         "can_view_judgments": request.user.has_perm("labeling.view_judgment"),
         "title": _("Lineage of %s") % _name(of, row),
     }
     return page(request, "training/lineage.html", context)
 
 
-def _lists(found: lineage.Downstream | lineage.Upstream) -> Lists:
-    return {"snapshots": found.snapshots, "runs": found.runs, "versions": found.versions}
+def _lists(found: lineage.Downstream) -> Lists:
+    return {
+        "snapshots": found.snapshots,
+        "runs": found.runs,
+        "versions": found.versions,
+        "reward_models": found.reward_models,
+    }
 
 
 def _one(rows: list[Any]) -> Page[Any]:

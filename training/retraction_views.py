@@ -18,7 +18,7 @@ from labeling.campaign_pages import frame
 from labeling.errors import Refused
 from labeling.models import Campaign, Judgment, Retraction
 from training import catalog, lineage, retractions, runs
-from training.models import Run
+from training.models import RewardModel, Run
 
 PER_PAGE = 25
 
@@ -108,6 +108,7 @@ def retraction_detail(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
         "down": retractions.touched(found),
         "repeats": found.runs.select_related("retry_of").order_by("-pk"),
         "may_train": person.has_perm("training.add_run"),
+        "may_put_away": person.has_perm("training.change_run"),
     }
     return render(request, "training/retraction_detail.html", context)
 
@@ -128,4 +129,23 @@ def run_again(request: HttpRequest, slug: str, pk: int, run_id: int) -> HttpResp
         messages.success(
             request, _("Run %(n)d waits for a worker. It learns without what was retracted.") % {"n": made.pk}
         )
+    return redirect("retraction_detail", slug, pk)
+
+
+@require_POST
+@login_required
+@permission_required("training.change_run", raise_exception=True)
+def reward_model_put_away(request: HttpRequest, slug: str, pk: int, reward_model_id: int) -> HttpResponse:
+    """Takes a reward model that had learned from what was retracted out of use."""
+    person = access.person(request)
+    campaign = access.get_managed_campaign(person, slug)
+    found = get_object_or_404(campaign.retractions, pk=pk)
+    reward_model = get_object_or_404(RewardModel, pk=reward_model_id, campaign=campaign)
+    try:
+        was_in_use = retractions.put_away(reward_model, found, person)
+    except retractions.NotTouched as error:
+        messages.error(request, str(error))
+    else:
+        said = _("Reward model %d is out of use.") if was_in_use else _("Reward model %d was not in use.")
+        messages.success(request, said % reward_model.pk)
     return redirect("retraction_detail", slug, pk)

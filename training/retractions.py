@@ -14,9 +14,9 @@ from labeling import retractions
 from labeling.models import Retraction
 from serving import adapters
 from serving.models import Adapter
-from training import lineage, runs
+from training import lineage, reward_models, runs
 from training.lineage import FIRST_PAGES, Downstream, Pages
-from training.models import Run, Snapshot
+from training.models import RewardModel, Run, Snapshot
 
 CONTINUED, FRESH = "incumbent", "base"  # catalog.Common.start
 
@@ -26,7 +26,9 @@ class NotTouched(ValueError):
 
 
 def touched(retraction: Retraction, pages: Pages = FIRST_PAGES) -> Downstream:
-    """The snapshots, runs and versions (with every alias, past and current) that hold or learned from what was retracted."""
+    """The snapshots, runs, versions (with every alias, past and current) and reward models that hold or learned from what
+    was retracted.
+    """
     return lineage.downstream(retractions.retracted(retraction), pages)
 
 
@@ -45,6 +47,17 @@ def run_again(run: Run, retraction: Retraction, user: User | None = None) -> Run
     return runs.create(
         run.campaign, run.method, params, user=user, trigger=Run.Trigger.RETRY, retry_of=run, without=retraction
     )
+
+
+def put_away(reward_model: RewardModel, retraction: Retraction, user: User) -> bool:
+    """Takes a reward model that had learned from the retracted judgments out of use; False when it was not in use.
+
+    Raises NotTouched. Nothing does this by itself, as nothing takes a version out of chat: one judgment of thousands is no
+    reason to rank nothing from now on, and how much it matters is for people to say.
+    """
+    if reward_model.run_id not in _learned(retraction):
+        raise NotTouched(_("Reward model %d learned nothing from these judgments.") % reward_model.pk)
+    return reward_models.put_away(reward_model, user, _("taken out of use after %s") % retraction)
 
 
 def start_clean(params: dict[str, Any], incumbent: Adapter | None = None) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from django.conf import settings
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.translation import gettext as _
 
@@ -76,15 +78,22 @@ def use(reward_model: RewardModel) -> None:
     reward_model.is_active = True
 
 
+@transaction.atomic
+def put_away(reward_model: RewardModel, user: User, reason: str) -> bool:
+    """Takes it out of use: the campaign goes on without one. Recorded in its history in the admin. False when it was not
+    in use (any more).
+    """
+    if not RewardModel.objects.filter(pk=reward_model.pk, is_active=True).update(is_active=False):
+        return False
+    reward_model.is_active = False
+    LogEntry.objects.log_actions(user.pk, [reward_model], CHANGE, reason, single_object=True)
+    return True
+
+
 def in_use(campaign: Campaign) -> RewardModel | None:
     """The campaign's reward model, if it reads the base that is served."""
     active = RewardModel.objects.filter(campaign=campaign, is_active=True)
     return active.filter(base_sha256=adapters.base().sha256).first()
-
-
-def newest(campaign: Campaign) -> RewardModel | None:
-    """The campaign's last one, in use or not."""
-    return RewardModel.objects.filter(campaign=campaign).order_by("-id").first()
 
 
 def judge(rows: list[dict[str, Any]], min_pairs: int) -> tuple[bool, str, dict[str, Any]]:

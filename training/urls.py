@@ -13,4 +13,9 @@ urlpatterns = [
         retraction_views.run_again,
         name="run_again",
     ),
+    path(
+        "campaigns/<slug:slug>/retractions/<int:pk>/reward-models/<int:reward_model_id>/put-away/",
+        retraction_views.reward_model_put_away,
+        name="reward_model_put_away",
+    ),
 ]

@@ -123,7 +123,7 @@ def test_it_asks_as_often_for_many_as_for_few(django_assert_max_num_queries: Dja
         DeploymentEvent.objects.create(alias="current", generation=number, adapter=version)
     everybody = Judgment.objects.filter(comparison__campaign=campaign)
     for said in (only(rows[0]), everybody):
-        with django_assert_max_num_queries(14):
+        with django_assert_max_num_queries(16):
             found = lineage.downstream(said)
     assert len(found.versions) == 8
     with django_assert_max_num_queries(16):

@@ -10,7 +10,7 @@ from django.urls import reverse
 from labeling.models import Judgment
 from serving.models import Adapter, DeploymentEvent
 from tests.training.rows import add_campaign, add_judged
-from training.models import Run, Snapshot
+from training.models import RewardModel, Run, Snapshot
 from training.snapshots import freeze
 
 pytestmark = pytest.mark.django_db
@@ -95,6 +95,18 @@ def test_it_is_reached_from_every_rows_own_page(
 ) -> None:
     content = admin_client.get(reverse(page, args=[chain[kind].pk])).content.decode()
     assert address(kind, chain[kind]) in content
+
+
+@pytest.mark.parametrize("kind", ["judgment", "snapshot", "run"])
+def test_it_shows_the_reward_models_that_learned(admin_client: Client, chain: dict[str, Any], kind: str) -> None:
+    run = chain["run"]
+    assert "Reward models" not in admin_client.get(address(kind, chain[kind])).content.decode().split('"al-chain"')[1]
+    made = RewardModel.objects.create(
+        campaign=run.campaign, run=run, sha256="c" * 64, base_sha256="b" * 64, is_passed=True, is_active=True
+    )
+    content = admin_client.get(address(kind, chain[kind])).content.decode().split('"al-chain"')[1]
+    assert reverse("admin:training_rewardmodel_change", args=[made.pk]) in content
+    assert "in use" in content
 
 
 def test_it_shows_a_run_that_has_nothing_yet(admin_client: Client) -> None:

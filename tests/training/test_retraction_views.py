@@ -10,7 +10,7 @@ from labeling.models import Judgment, Membership, Retraction
 from serving import adapters
 from serving.models import Adapter, DeploymentEvent
 from tests.training.rows import add_annotator, add_campaign, add_judged
-from training.models import Run
+from training.models import RewardModel, Run
 from training.snapshots import freeze
 
 pytestmark = pytest.mark.django_db
@@ -114,6 +114,33 @@ def test_it_runs_again_for_those_who_may_train(page, manager, campaign, rows, ru
     assert "has a run already" in text
     assert f"repeats run {run.pk}" in text
     assert Run.objects.filter(without=made).count() == 1
+
+
+def test_it_takes_a_reward_model_out_of_use_for_those_who_may_change_runs(page, manager, campaign, rows, run):
+    learned = Run.objects.create(
+        campaign=campaign, snapshot=run.snapshot, method="reward_model", status=Run.Status.SUCCEEDED
+    )
+    made = RewardModel.objects.create(
+        campaign=campaign, run=learned, sha256="c" * 64, base_sha256="b" * 64, is_passed=True, is_active=True
+    )
+    page.post(start(campaign, judgment=rows[0].pk), {"reason": WHY})
+    retraction = Retraction.objects.get()
+    shown = reverse("retraction_detail", args=[campaign.slug, retraction.pk])
+    away = reverse("reward_model_put_away", args=[campaign.slug, retraction.pk, made.pk])
+    text = page.get(shown).content.decode()
+    assert "1 reward model learned from it" in text
+    assert away not in text
+    assert page.post(away).status_code == 403
+    assert RewardModel.objects.filter(is_active=True).exists()
+    manager.user_permissions.add(Permission.objects.get(codename="change_run"))
+    assert away in page.get(shown).content.decode()
+    text = page.post(away, follow=True).content.decode()
+    assert f"Reward model {made.pk} is out of use." in text
+    assert away not in text
+    assert not RewardModel.objects.filter(is_active=True).exists()
+    assert "was not in use" in page.post(away, follow=True).content.decode()
+    elsewhere = reverse("reward_model_put_away", args=[campaign.slug, retraction.pk, made.pk + 1])
+    assert page.post(elsewhere).status_code == 404
 
 
 def test_it_is_reached_from_the_persons_page(page, campaign, rows):

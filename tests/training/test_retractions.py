@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+from django.contrib.admin.models import LogEntry
 
 from labeling import judgments
 from labeling import retractions as labeling_retractions
@@ -12,7 +13,7 @@ from serving import adapters
 from serving.models import Adapter
 from tests.training.rows import NOW, add_annotator, add_campaign, add_judged, add_prompt
 from training import lineage, retractions, runs, snapshots
-from training.models import Run
+from training.models import RewardModel, Run
 from training.snapshots import freeze
 
 pytestmark = pytest.mark.django_db
@@ -23,8 +24,8 @@ def add_run(campaign, number: int, snapshot=None, **fields) -> Run:
     adapter = Adapter.objects.create(
         name=f"adapter-{number}-abcdef", sha256=f"{number:064}", base_sha256=adapters.base().sha256
     )
-    values = {"status": Run.Status.SUCCEEDED, "method": "dpo", "params": {"epochs": 2.0}, **fields}
-    return Run.objects.create(campaign=campaign, adapter=adapter, snapshot=snapshot, **values)
+    values = {"status": Run.Status.SUCCEEDED, "method": "dpo", "params": {"epochs": 2.0}, "adapter": adapter, **fields}
+    return Run.objects.create(campaign=campaign, snapshot=snapshot, **values)
 
 
 def retract(row: Judgment):
@@ -94,6 +95,31 @@ def test_it_begins_from_the_base_where_the_current_version_had_learned_it():
     alias.adapter = run.adapter
     alias.save()
     assert retractions.run_again(run, retract(rows[1])).params["start"] == "base"
+
+
+def add_reward_model(run: Run, **fields) -> RewardModel:
+    values = {"sha256": "c" * 64, "base_sha256": "b" * 64, "is_passed": True, "is_active": True, **fields}
+    return RewardModel.objects.create(campaign=run.campaign, run=run, **values)
+
+
+def test_it_names_reward_models_and_takes_them_out_of_use_when_told_to():
+    campaign = add_campaign()
+    rows = add_judged(campaign, 5)
+    made = add_reward_model(add_run(campaign, 1, freeze(campaign), method="reward_model", adapter=None))
+    add_judged(campaign, 1)
+    apart = add_reward_model(add_run(add_campaign(), 2, method="reward_model", adapter=None), sha256="d" * 64)
+    user, retraction = add_annotator(), retract(rows[0])
+    assert list(retractions.touched(retraction).reward_models) == [made]
+    made.refresh_from_db()
+    assert made.is_active  # by itself it goes on, as a version in chat does
+    with pytest.raises(retractions.NotTouched, match="learned nothing"):
+        retractions.put_away(apart, retraction, user)
+    assert retractions.put_away(made, retraction, user)
+    assert not retractions.put_away(made, retraction, user)
+    assert list(RewardModel.objects.filter(is_active=True)) == [apart]
+    entry = LogEntry.objects.get()
+    assert (entry.user, entry.get_edited_object()) == (user, made)
+    assert str(retraction) in entry.get_change_message()
 
 
 def test_it_refuses_a_run_that_learned_nothing_of_it():
