@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -12,10 +13,11 @@ from training.ml.conduct import Question
 from training.ml.data import Pair
 from training.ml.evaluate import Version
 from training.ml.jobs import Job
+from training.ml.memory import in_smaller_parts
 from training.ml.policy import Base
 from training.ml.progress import Progress
 from training.ml.rows import Item
-from training.ml.scores import Alone, Memory, Scores
+from training.ml.scores import MIN_BUDGET, Alone, Memory, Scores
 from training.ml.watch import Watch
 
 
@@ -41,7 +43,9 @@ class Examiner:
         answers = evaluate.alone(asked, new)
         measured = {
             # Of every second answer: exact over the vocabulary, it varies little, and all would cost as much as sampling.
-            "kl": divergence.per_token(self.model, self.base.model, answers[::2], self.budget),
+            "kl": in_smaller_parts(
+                partial(divergence.per_token, self.model, self.base.model, answers[::2]), self.budget, MIN_BUDGET
+            ),
             "kl_chosen": evaluate.kl_chosen(pairs, new.scores, reference),
             "win_rate": self._judge(answers, evaluate.alone(asked, old or versions["base"])),
         }

@@ -89,7 +89,7 @@ class PolicyAttempt(Attempt):
         files.write_json(self.job.folder / "evaluation.json", evaluation)
         self.end_stage("evaluate")
         self.watch.phase("Saving the adapter")
-        effects = probes.measure(self.model, self.base.model, self.base.tokenizer, BUDGET)
+        effects = probes.measure(self.model, self.base.model, self.base.tokenizer, learner.budget)
         adapter.write(self.job.folder / "adapter", weights, self.model, self.base, self.job, effects)
         self.end_stage("save")
         files.write_json(self.job.folder / "result.json", self.result(learner))
@@ -97,6 +97,6 @@ class PolicyAttempt(Attempt):
 
     def evaluate(self, sha256: str, learner: Learner) -> dict[str, Any]:
         examiner = Examiner(
-            self.base, self.model, self.job, self.pairs.heldout, self.score, self.watch, self.progress, BUDGET
+            self.base, self.model, self.job, self.pairs.heldout, self.score, self.watch, self.progress, learner.budget
         )
         return examiner.examine(sha256, learner.reference, learner.beta)

@@ -1,5 +1,6 @@
 """Probe texts: what the adapter does to them here, the serving engine must see too before anybody talks to it."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,8 +8,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.ml.logprobs import token_logps
+from training.ml.memory import in_smaller_parts
 from training.ml.rows import Tokens, pack
-from training.ml.scores import Alone
+from training.ml.scores import MIN_BUDGET, Alone
 
 # (question, answer) pairs through the chat template, where adapters act most, and plain texts far from it.
 DIALOGUES = (
@@ -55,9 +57,9 @@ def measure(
     """
     probes = texts(tokenizer)
     ids = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
-    changed = _logps(model, ids, budget)
+    changed = in_smaller_parts(partial(_logps, model, ids), budget, MIN_BUDGET)
     with policy.disable_adapter():
-        base = _logps(model, ids, budget)
+        base = in_smaller_parts(partial(_logps, model, ids), budget, MIN_BUDGET)
     effects = [(a - b).tolist() for a, b in zip(changed, base, strict=True)]
     return {"texts": probes, "token_ids": [list(tokens) for tokens in ids], "effects": effects}
 

@@ -13,10 +13,11 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.ml.data import end_of_turn
+from training.ml.memory import in_smaller_parts
 from training.ml.rows import Tokens
 
 ATTENTION = "sdpa"  # knows padding, and every architecture in transformers has it
-BATCH = 32  # prompts of similar length that are generated together
+BATCH = 32  # prompts of similar length that are generated together; fewer when out of memory
 
 
 def generate(
@@ -35,13 +36,22 @@ def generate(
     log p − log q over them estimates KL(p ‖ q) per token; 0 takes the likeliest token.
     """
     end = end_of_turn(tokenizer)
+    config = _config(end, n_tokens, temperature)
+
+    def by(size: int) -> list[list[int]]:
+        with _generating(model, seed):
+            return [_until(end, response) for response in _by(size, model, prompts, config)]
+
+    return in_smaller_parts(by, BATCH, 1)
+
+
+def _by(size: int, model: PreTrainedModel, prompts: Sequence[Tokens], config: GenerationConfig) -> list[list[int]]:
+    """The responses in the prompts' order, generated `size` at a time."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # little padding
     found: dict[int, list[int]] = {}
-    with _generating(model, seed):
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            responses = _batch(model, [prompts[i] for i in batch], _config(end, n_tokens, temperature))
-            found |= {i: _until(end, response) for i, response in zip(batch, responses, strict=True)}
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        found |= dict(zip(batch, _batch(model, [prompts[i] for i in batch], config), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 

@@ -29,6 +29,19 @@ def test_it_gives_each_prompt_what_it_would_get_alone(base: policy.Base) -> None
     assert found == [likeliest(base, prompt, 9) for prompt in PROMPTS]
 
 
+def test_it_generates_one_at_a_time_when_out_of_memory(base: policy.Base) -> None:
+    def look(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > 1:
+            raise MemoryError
+
+    whole = samples.generate(base.model, base.tokenizer, PROMPTS, 9, seed=1, temperature=0)
+    handle = base.model.get_input_embeddings().register_forward_pre_hook(look)  # type: ignore[operator]
+    try:
+        assert samples.generate(base.model, base.tokenizer, PROMPTS, 9, seed=1, temperature=0) == whole
+    finally:
+        handle.remove()
+
+
 def test_it_samples_under_the_active_adapter(base: policy.Base) -> None:
     before = samples.generate(base.model, base.tokenizer, PROMPTS, 9, seed=1, temperature=0)
     model = policy.add_adapter(base, catalog.parse("dpo", {}))

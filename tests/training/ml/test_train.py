@@ -100,6 +100,29 @@ def test_it_evaluates_every_heldout_pair_once(finished: Path) -> None:
     assert all(one["chars_chosen"] == len(line(100 + i)["chosen"]) for i, one in enumerate(heldout))
 
 
+def test_it_evaluates_in_smaller_parts_when_out_of_memory(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """All of it: held-out pairs, samples, the divergence and the probes."""
+    allowed, refused = 300, []
+
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, torch.nn.Embedding) and args[0].numel() > allowed:
+            refused.append(tuple(args[0].shape))
+            raise MemoryError
+
+    attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        assert train.main(attempt) == 0
+    finally:
+        handle.remove()
+    assert {len(shape) for shape in refused} == {2}
+    assert any(shape[0] > 1 for shape in refused)  # samples
+    found, usual = (read_json(one / "evaluation.json") for one in (attempt, finished / "attempt-1"))
+    assert found["policy"]["kl"] == pytest.approx(usual["policy"]["kl"], rel=0.5)
+    probes, before = (read_json(one / "adapter" / "probes.json") for one in (attempt, finished / "attempt-1"))
+    assert probes["token_ids"] == before["token_ids"]
+
+
 def test_it_gives_the_same_adapter_for_the_same_run(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     again = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
     assert train.main(again) == 0
