@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from labeling.models import Campaign, Prompt, Response
 from labeling.pairs import make_comparisons
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 WAITS = timedelta(minutes=30)  # for its scores; then chance decides, so that people have something to judge
 LOWEST = -1e9  # the reward of what could not be scored
 RANDOM = "random"
+# What rows that fit no rule raise. A database that does not answer ends the round: it would fail them all.
+UNUSABLE = (LookupError, TypeError, ValueError, IntegrityError)
 
 
 def n_samples(campaign: Campaign) -> int:
@@ -41,7 +43,10 @@ def choose(now: datetime) -> int:
     for prompt in waiting.order_by("id").iterator():
         if prompt.campaign_id not in known:
             known[prompt.campaign_id] = reward_models.in_use(prompt.campaign)
-        n_chosen += _choose(prompt, known[prompt.campaign_id], now)
+        try:
+            n_chosen += _choose(prompt, known[prompt.campaign_id], now)
+        except UNUSABLE:
+            log.exception("prompt %d: its samples cannot be chosen from; the others go on", prompt.pk)
     return n_chosen
 
 
@@ -61,7 +66,11 @@ def _choose(prompt: Prompt, reward_model: RewardModel | None, now: datetime) -> 
 
 
 def _keep(campaign: Campaign, samples: list[Response], is_scored: bool, rng: np.random.Generator) -> None:
-    """Marks what is kept and what is not, and says why."""
+    """Marks what is kept and what is not, and says why. Without samples (all of a later round said what earlier ones had
+    said) there is nothing to mark.
+    """
+    if not samples:
+        return
     kept_by = campaign.keeps if is_scored and rng.random() >= campaign.random_share else RANDOM
     rewards = np.array([LOWEST if one.reward is None else one.reward for one in samples])
     kept = set(KEEP[kept_by](rewards, min(campaign.n_candidates, len(samples)), rng))

@@ -341,6 +341,28 @@ def test_it_does_not_let_people_wait_for_scores_that_do_not_come(chooser: Reward
     assert len(kept(other)) == 2
 
 
+def test_it_is_done_with_a_prompt_whose_samples_were_all_known(chooser: RewardModel) -> None:
+    Campaign.objects.update(keeps="uncertain")
+    prompt = add_sampled(chooser.campaign, [])
+    assert best_of.choose(timezone.now()) == 1
+    prompt.refresh_from_db()
+    assert prompt.candidates_state == "done"
+    assert not prompt.comparisons.exists()
+
+
+def test_it_goes_on_where_one_prompt_fails(chooser: RewardModel) -> None:
+    other = add_reward_model(add_campaign(n_candidates=2, random_share=0.0, keeps="gone"), "s" * 64)
+    broken = add_sampled(other.campaign, TEXTS)
+    prompt = add_sampled(chooser.campaign, TEXTS)
+    Response.objects.filter(prompt=broken).update(reward_model=other.sha256, reward=1.0)
+    Response.objects.filter(prompt=prompt).update(reward_model=chooser.sha256, reward=1.0)
+    assert best_of.choose(timezone.now()) == 1
+    assert len(kept(prompt)) == 2
+    broken.refresh_from_db()
+    assert broken.candidates_state == "sampled"
+    assert len(kept(broken)) == 6, "nothing of it is half done"
+
+
 def test_it_samples_more_only_where_a_reward_model_can_choose(chooser: RewardModel) -> None:
     campaign = chooser.campaign
     assert best_of.n_samples(campaign) == 6
