@@ -188,8 +188,11 @@ def _as_chosen(name: str, config: LoraConfig, model: PreTrainedModel, params: ca
     choices: dict[str, Iterable[str]] = {"target_modules": TARGETS, "layers": SHARES}
     if name not in choices:
         return kept(config, model)
-    made = {choice: new_config(model, replace(params, **{name: choice})) for choice in choices[name]}
-    return next((choice for choice, new in made.items() if kept(new, model) == kept(config, model)), None)
+    for choice in choices[name]:
+        changes: dict[str, Any] = {name: choice}
+        if kept(new_config(model, replace(params, **changes)), model) == kept(config, model):
+            return choice
+    return None
 
 
 def _target_names(config: LoraConfig, model: PreTrainedModel) -> Any:

@@ -35,7 +35,7 @@ def test_it_generates_one_at_a_time_when_out_of_memory(base: policy.Base) -> Non
             raise MemoryError
 
     whole = samples.generate(base.model, base.tokenizer, PROMPTS, 9, seed=1, temperature=0)
-    handle = base.model.get_input_embeddings().register_forward_pre_hook(look)  # type: ignore[operator]
+    handle = base.model.get_input_embeddings().register_forward_pre_hook(look)
     try:
         assert samples.generate(base.model, base.tokenizer, PROMPTS, 9, seed=1, temperature=0) == whole
     finally:
