@@ -211,6 +211,7 @@ def _config(run: Run, attempt: int, token: int) -> dict[str, Any]:
         "incumbent_name": incumbent,
         "reward_model": _reward_model(run),
         "resume": str(checkpoint) if checkpoint else None,
+        "budget_halvings": run.n_lost,
         "threads": settings.TRAIN_THREADS,
         "nice": settings.TRAIN_NICE,
     }

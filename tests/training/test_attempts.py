@@ -51,9 +51,17 @@ def test_it_writes_the_config_that_the_contract_names(run: Run) -> None:
         "incumbent_name": None,
         "reward_model": None,
         "resume": None,
+        "budget_halvings": 0,
         "threads": settings.TRAIN_THREADS,
         "nice": settings.TRAIN_NICE,
     }
+
+
+@pytest.mark.django_db
+def test_it_asks_for_smaller_passes_after_every_loss(run: Run) -> None:
+    run.n_lost = 2
+    config = json.loads((attempts.prepare(run, 3, 3, NOW) / "config.json").read_text())
+    assert config["budget_halvings"] == 2
 
 
 @pytest.mark.django_db

@@ -32,6 +32,7 @@ class Attempt:
 
     def __init__(self, job: Job, watch: Watch) -> None:
         self.job, self.params, self.watch = job, job.params, watch
+        self.budget = BUDGET >> job.budget_halvings
         self.progress = Progress()
         self.learner: Learner | None = None
         self.seconds: dict[str, float] = {}  # per stage; a stage ends where the next begins
@@ -97,10 +98,11 @@ class Attempt:
     def make_learner(self, reference: Scores) -> Learner:
         """The learner at step 0, or where the checkpoint to resume left it."""
         learner = self.new_learner(reference)
-        learner.exams = exams.prepare(self.order, self.pairs.heldout, self.writer(), BUDGET)
+        learner.exams = exams.prepare(self.order, self.pairs.heldout, self.writer(), self.budget)
         learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs), has_anchor=self.has_anchor)
         if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)
+        learner.budget = min(learner.budget, self.budget)  # also of a checkpoint from before the loss
         return learner
 
     def identity(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Job:
     resume: Path | None
     threads: int  # 0: torch decides
     nice: int
+    budget_halvings: int = 0  # attempts that were lost: the kernel ends what takes too much memory without a word
     reward_model: Path | None = None  # of the campaign: to be compared with, or to judge by
 
     @property
@@ -57,6 +58,7 @@ def read(folder: Path) -> Job:
             resume=_path(config["resume"]),
             threads=config.get("threads", 0),
             nice=config.get("nice", 0),
+            budget_halvings=config.get("budget_halvings", 0),
             reward_model=_path(config.get("reward_model")),
         )
     except catalog.ParameterError as error:

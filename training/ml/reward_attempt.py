@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from training.catalog import RewardModel
 from training.ml import adapter, calibration, evaluate, files, optim, policy, reward, rows
-from training.ml.attempt import BUDGET, Attempt
+from training.ml.attempt import Attempt
 from training.ml.data import Pair
 from training.ml.logprobs import trunk_below
 from training.ml.loop import Learner
@@ -34,9 +34,11 @@ class RewardAttempt(Attempt):
     def score_reference(self) -> Scores:
         """A reward has no reference; this plans the work."""
         n_train = (
-            rows.count_tokens(self.order.pairs, BUDGET, keep_last=True) * self.order.n_visits / len(self.order.pairs)
+            rows.count_tokens(self.order.pairs, self.budget, keep_last=True)
+            * self.order.n_visits
+            / len(self.order.pairs)
         )
-        n_heldout = rows.count_tokens(self.pairs.heldout, BUDGET, keep_last=True)
+        n_heldout = rows.count_tokens(self.pairs.heldout, self.budget, keep_last=True)
         self.progress.plan(TRAIN_COST * n_train + n_heldout * (2 if self.job.reward_model else 1))
         return {}
 
@@ -56,7 +58,7 @@ class RewardAttempt(Attempt):
             loss=loss_by(self.head),
             params=self.params,
             reference=reference,
-            budget=BUDGET,
+            budget=self.budget,
             source=SOURCE,
             forward=self.forward,
             keep_last=True,
@@ -80,7 +82,7 @@ class RewardAttempt(Attempt):
         memory = reward.remember(self.base, sha256, self.job.cache)
         by = Scorer(self.forward, self.base.model.device, keep_last=True)
         pairs = [*self.pairs.heldout, *self.pairs.heldout_ties]
-        return score_by(by, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
+        return score_by(by, pairs, memory, budget=self.budget, watch=self.watch, progress=self.progress)
 
     def evaluate(self, rewards: Scores, temperature: float) -> dict[str, Any]:
         """Margins in logits, beside those of the reward model that is in use."""
@@ -88,7 +90,7 @@ class RewardAttempt(Attempt):
         old = [0.0] * len(pairs)
         if self.job.reward_model:
             judge = reward.load(self.base, self.job.reward_model)
-            old = gaps(pairs, reward.score(judge, pairs, self.job.cache, BUDGET, self.watch, self.progress))
+            old = gaps(pairs, reward.score(judge, pairs, self.job.cache, self.budget, self.watch, self.progress))
         new = [gap / temperature for gap in gaps(pairs, rewards)]
         return {"heldout": evaluate.report(pairs, new, old)}
 
