@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from training import catalog, report
+from training.ml import monitor
 from training.models import Evaluation, Run
 
 
@@ -28,6 +29,10 @@ def test_it_shows_first_what_differs_from_the_defaults() -> None:
 def test_it_names_every_figure_of_the_machine_even_before_it_is_told() -> None:
     figures = {figure.name: figure.value for figure in report.system(Run(system={"rss_mb": 812.0}))}
     assert (figures["rss_mb"], figures["gpu_mb"]) == (812.0, None)
+
+
+def test_it_has_words_for_all_that_the_monitor_does() -> None:
+    assert set(report.ACTIONS) == {*monitor.ACTIONS, monitor.NOTHING, monitor.RELAX}
 
 
 GUARD = {"name": "kl", "value": 0.2, "limit": 2.0, "passed": True, "words": "KL"}

@@ -15,8 +15,6 @@ from training.ml.scores import Scores
 
 Columns = dict[str, torch.Tensor]  # a metric's name -> its values for the examples that have one
 
-METRICS = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "logp_chosen", "kl_chosen")
-
 
 @dataclass(frozen=True)
 class Source:

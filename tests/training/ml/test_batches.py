@@ -140,4 +140,14 @@ def test_it_gives_every_method_the_same_metrics(base: policy.Base, watch: Watch,
     examples = examples_for(method)
     learner, _ = make_learner(base, examples, method=method)
     metrics = loop.accumulate(learner, examples, watch)
-    assert {*batches.METRICS, "margin_p90", "n_pairs", "tokens"} == set(metrics)
+    signals = {
+        "loss",
+        "accuracy",
+        "margin",
+        "margin_p90",
+        "chosen_reward",
+        "rejected_reward",
+        "logp_chosen",
+        "kl_chosen",
+    }
+    assert {*signals, "n_pairs", "tokens"} == set(metrics)
