@@ -66,7 +66,7 @@ def train_and_publish(page: Page, site: Site, shots: Path) -> str:
     page.get_by_label("Epochs").fill("1")
     shoot(page, shots, "start")
     page.get_by_role("button", name="Start").click()
-    expect(page.locator("[data-charts]")).to_be_visible(timeout=180_000)  # the first step is on the page
+    expect(page.locator("[data-board]")).to_be_visible(timeout=180_000)  # the first step is on the page
     expect(page.locator(".al-page")).not_to_have_attribute("data-status", "failed")
     shoot(page, shots, "run")
     expect(page.get_by_role("button", name="Publish")).to_be_visible(timeout=240_000)
