@@ -20,7 +20,7 @@ from training.ml import (
     rows,
     scores,
 )  # fmt: skip
-from training.ml.attempt import BUDGET, Attempt
+from training.ml.attempt import Attempt
 from training.ml.evidence import Examiner
 from training.ml.exams import Writer
 from training.ml.logprobs import remembering
@@ -47,9 +47,9 @@ class PolicyAttempt(Attempt):
         others = [other for example in self.order.pairs for other in example.others]
         items = [*self.order.pairs, *others, *self.pairs.heldout]
         memory = self.memory("base")
-        n_missing = rows.count_tokens(scores.missing(items, memory), BUDGET)
-        n_train = rows.count_tokens(self.order.pairs, BUDGET) * self.order.n_visits / len(self.order.pairs)
-        n_heldout = rows.count_tokens(self.pairs.heldout, BUDGET)
+        n_missing = rows.count_tokens(scores.missing(items, memory), self.budget)
+        n_train = rows.count_tokens(self.order.pairs, self.budget) * self.order.n_visits / len(self.order.pairs)
+        n_heldout = rows.count_tokens(self.pairs.heldout, self.budget)
         self.progress.plan(n_missing + TRAIN_COST * n_train + n_heldout)
         with self.model.disable_adapter():
             return self.score(items, memory)
@@ -64,7 +64,7 @@ class PolicyAttempt(Attempt):
 
     def score(self, pairs: Sequence[Item], memory: Memory) -> Scores:
         scorer = Scorer(self.forward, self.base.model.device)
-        return scores.score_by(scorer, pairs, memory, budget=BUDGET, watch=self.watch, progress=self.progress)
+        return scores.score_by(scorer, pairs, memory, budget=self.budget, watch=self.watch, progress=self.progress)
 
     def new_learner(self, reference: Scores) -> Learner:
         parameters = policy.parameters(self.model)
@@ -75,7 +75,7 @@ class PolicyAttempt(Attempt):
             loss=getattr(losses, self.job.method),
             params=self.params,
             reference=reference,
-            budget=BUDGET,
+            budget=self.budget,
             source=batches.SOURCES[catalog.get(self.job.method).source],
             anchor=self.params.anchor,
             forward=self.forward,
