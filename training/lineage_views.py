@@ -51,7 +51,7 @@ def of_run(row: Run, pages: lineage.Pages) -> Lists:
 def of_version(row: Adapter, pages: lineage.Pages) -> Lists:
     up = lineage.upstream(row, pages)
     feedback = lineage.judgments_on(row, pages.judgments)
-    chain = {"judgments": up.judgments, "snapshots": up.snapshots, "runs": up.runs, "versions": up.versions}
+    chain: Lists = {"judgments": up.judgments, "snapshots": up.snapshots, "runs": up.runs, "versions": up.versions}
     return {**chain, "feedback": feedback}
 
 
