@@ -74,7 +74,8 @@ def _jsonl(run: Run) -> Iterator[bytes]:
 
 def _csv(run: Run) -> Iterator[bytes]:
     """Two passes over the rows: which names there are, and their values."""
-    names = list(dict.fromkeys(name for batch in _batches(run) for line in batch for name in line))
+    found = {name for batch in _batches(run) for line in batch for name in line}
+    names = sorted(found, key=lambda name: (name != "step", name))  # PostgreSQL keeps no order of a line's names
     whole = ([{name: line.get(name) for name in names} for line in batch] for batch in _batches(run))
     return exports_files.csv_table(whole, names)
 

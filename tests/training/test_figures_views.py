@@ -42,7 +42,7 @@ def test_it_exports_every_line_as_it_was(admin_client: Client, run: Run) -> None
 
 def test_it_exports_a_column_for_every_name(admin_client: Client, run: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(body(admin_client, "training_run_csv", run))))
-    assert (len(rows), list(rows[0])) == (1200, ["step", "loss", "alarms", "phase"])
+    assert (len(rows), list(rows[0])) == (1200, ["step", "alarms", "loss", "phase"])
     assert float(rows[1199]["loss"]) == 1 / 1200
     assert json.loads(rows[600]["alarms"]) == [ALARM]
     assert rows[600]["phase"] == "'=cmd()", "no spreadsheet runs it"
