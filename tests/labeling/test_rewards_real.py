@@ -1,5 +1,6 @@
-"""Rewards by the real engine on the real model, against transformers and peft on the same texts."""
+"""Rewards by the real engine on the real model, against transformers and peft on the same texts, both in fp32."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,23 @@ ANSWERS = [
 
 
 @pytest.fixture
-def current(model_dir: Path, tmp_path: Path, settings: Settings) -> Iterator[Adapter]:
+def exact_model(model_dir: Path, tmp_path: Path) -> Path:
+    """The same model, which the engine computes in fp32: sums over an answer's tokens would gather bf16's rounding."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in model_dir.iterdir():
+        (folder / path.name).symlink_to(path)
+    manifest = folder / "alignapp-model.json"
+    card = json.loads(manifest.read_text())
+    manifest.unlink()
+    manifest.write_text(json.dumps(card | {"dtype": "float32"}))
+    return folder
+
+
+@pytest.fixture
+def current(model_dir: Path, exact_model: Path, tmp_path: Path, settings: Settings) -> Iterator[Adapter]:
     """A published adapter of random matrices, trained with β = 0.2 by its manifest."""
-    engine = RealEngine(model_dir, tmp_path / "adapters", tmp_path / "log.txt")
+    engine = RealEngine(exact_model, tmp_path / "adapters", tmp_path / "log.txt")
     settings.ENGINE_URLS, settings.ENGINE_TOKEN = [engine.url], TOKEN
     settings.MODEL, settings.ADAPTERS_DIR = str(model_dir), tmp_path / "adapters"
     try:
@@ -74,6 +89,6 @@ def test_it_measures_the_reward_that_peft_does(current: Adapter, model_dir: Path
     for response in Response.objects.select_related("prompt"):
         expected = _expected(maker, current, response)
         assert response.rewarded_by == current
-        assert response.reward == pytest.approx(expected, abs=0.15 + 0.1 * abs(expected))  # bf16 against fp32
+        assert response.reward == pytest.approx(expected, abs=0.01)
     found = [response.reward for response in Response.objects.all() if response.reward is not None]
     assert max(found) - min(found) > 0.3  # there was something to measure
