@@ -9,7 +9,7 @@ from django_celery_beat.models import PeriodicTask
 
 from serving import adapters, client
 from serving.models import Adapter
-from training import catalog, gates, runs, snapshots
+from training import catalog, gates, lineage, runs, snapshots
 from training.models import Policy, Run
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,8 @@ def publish_if_wanted(run: Run) -> bool:
 
     Nobody was faster: the alias still points at the version that the run was compared with. A second call does
     nothing; a rollback by a person is not undone, because from then on the adapter has a deployment event. What ended
-    before the policy was last changed is not published either: whoever switches it on means what is to come.
+    before the policy was last changed is not published either: whoever switches it on means what is to come. Nor is what
+    learned from a judgment that was taken back during the run: that is for a person to decide.
     """
     policy = Policy.objects.filter(campaign=run.campaign_id, is_enabled=True, publishes=True).first()
     if policy is None or run.finished_at is None or run.finished_at < policy.updated_at:
@@ -129,6 +130,9 @@ def publish_if_wanted(run: Run) -> bool:
         or run.adapter.events.exists()
         or deployment.adapter != run.incumbent
     ):
+        return False
+    if run.snapshot and lineage.holds_retracted(run.snapshot):
+        log.warning("run %d: the policy does not publish what learned from a judgment that was taken back", run.pk)
         return False
     reason = f"policy of “{run.campaign}”: {run.evaluation.verdict}"
     try:

@@ -11,10 +11,11 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import Settings
 
 from labeling.models import Campaign
+from labeling.retractions import retract_judgment
 from serving import adapters
 from serving.models import Adapter
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
-from tests.training.rows import NOW, add_campaign, add_judged
+from tests.training.rows import NOW, add_annotator, add_campaign, add_judged
 from training import policies, runs
 from training.models import Evaluation, Policy, Run
 from training.snapshots import freeze
@@ -23,6 +24,12 @@ from training.snapshots import freeze
 def add_policy(campaign: Campaign | None = None, **fields: Any) -> Policy:
     values = {"is_enabled": True, "every_n": 5, **fields}
     return Policy.objects.create(campaign=campaign or add_campaign(), **values)
+
+
+def model_card(folder: Path) -> str:
+    """A folder that passes for the served model."""
+    (folder / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
+    return str(folder)
 
 
 def add_passed_run(campaign: Campaign) -> Run:
@@ -141,8 +148,7 @@ def test_it_goes_on_after_a_policy_with_bad_parameters(caplog: pytest.LogCapture
 
 @pytest.mark.django_db
 def test_it_publishes_only_runs_that_ended_after_its_last_change(tmp_path: Path, settings: Settings) -> None:
-    (tmp_path / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
-    settings.MODEL = str(tmp_path)
+    settings.MODEL = model_card(tmp_path)
     policy = add_policy(publishes=True)
     run = add_passed_run(policy.campaign)
     with running(ScriptedEngine()) as url:
@@ -153,10 +159,29 @@ def test_it_publishes_only_runs_that_ended_after_its_last_change(tmp_path: Path,
             assert (adapters.current() == run.adapter) is is_published
 
 
+@pytest.mark.django_db
+def test_it_leaves_what_learned_from_a_retracted_judgment_to_a_person(
+    tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.MODEL = model_card(tmp_path)
+    policy = add_policy(publishes=True)
+    Policy.objects.filter(pk=policy.pk).update(updated_at=NOW - timedelta(seconds=1))
+    rows = add_judged(policy.campaign, 6)
+    run = add_passed_run(policy.campaign)
+    run.snapshot = freeze(policy.campaign)
+    run.save()
+    retract_judgment(rows[0], add_annotator(), "a mistake", NOW)
+    with running(ScriptedEngine()) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        assert not policies.publish_if_wanted(run)
+        assert "taken back" in caplog.text
+        run.snapshot = None
+        assert policies.publish_if_wanted(run)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_it_gives_way_to_a_person_who_publishes_meanwhile(tmp_path: Path, settings: Settings) -> None:
-    (tmp_path / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
-    settings.MODEL = str(tmp_path)
+    settings.MODEL = model_card(tmp_path)
     policy = add_policy(publishes=True)
     run = add_passed_run(policy.campaign)
     Policy.objects.filter(pk=policy.pk).update(updated_at=NOW - timedelta(seconds=1))
