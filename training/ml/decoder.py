@@ -10,7 +10,7 @@ from training.ml import attention, block
 from training.ml.rows import Pack, Segment
 from training.ml.trunk import Trunk, first_adapted
 
-ROUND = 64  # pack lengths are filled up to a multiple: oneDNN keeps a kernel of some MB for every new shape
+ROUND = 32  # pack lengths are filled up to a multiple: oneDNN keeps a kernel of some MB for every new shape
 
 
 def hidden_states(

@@ -14,7 +14,7 @@ from training.ml.decoder import hidden_states, is_known
 from training.ml.rows import Pack
 from training.ml.trunk import Trunk, first_adapted
 
-CHUNK = 128  # positions whose logits exist at one time: 128 x 49k x 4 bytes = 25 MB
+CHUNK = 256  # positions whose logits exist at one time: 256 x 49k x 2 bytes = 25 MB
 
 
 class TokenLogps(torch.autograd.Function):

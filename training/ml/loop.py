@@ -23,7 +23,7 @@ from training.ml.logprobs import response_logps
 from training.ml.losses import Loss
 from training.ml.monitor import Alarm, Monitor, Verdict
 from training.ml.progress import TRAIN_COST, Progress
-from training.ml.rows import Pack, count_tokens, longest, pack
+from training.ml.rows import Pack, deal, longest, pack
 from training.ml.scores import MIN_BUDGET, Scores
 from training.ml.watch import Watch
 
@@ -196,18 +196,19 @@ def _accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> 
     """This process's share of the gradient; `columns` of its packs."""
     learner.optimizer.zero_grad()
     device = learner.model.device
-    n_tokens = count_tokens(examples, learner.budget, keep_last=learner.keep_last)
     n_lanes = lanes.count(device, learner.budget, longest(examples, keep_last=learner.keep_last))
-    budget = parallel.budget_of_a_share(learner.budget, n_tokens, n_lanes)
-    packs = pack(examples, budget, device=device, keep_last=learner.keep_last)
     kl = mismatch_kl(learner, examples, watch)
-    shares = parallel.shares(parallel.share(packs), n_lanes)
-    works = [partial(_gradient, learner, examples, share, kl, watch) for share in shares if share]
+    shares = deal(
+        examples, learner.budget // n_lanes, parallel.size() * n_lanes, device=device, keep_last=learner.keep_last
+    )
+    own = shares[parallel.rank() * n_lanes :][:n_lanes]
+    works = [partial(_gradient, learner, examples, share, kl, watch) for share in own if share]
     gradients, columns = zip(*lanes.run(works, n_lanes), strict=True) if works else ((), ())
     for parameter, *parts in zip(learner.parameters, *gradients, strict=True):
         for part in parts:  # in the lanes' order: the sum is the same each time
             parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-    return {"columns": [c for part in columns for c in part], "tokens": sum(batch.n_tokens for batch in packs)}
+    n_tokens = sum(batch.n_tokens for share in shares for batch in share)
+    return {"columns": [c for part in columns for c in part], "tokens": n_tokens}
 
 
 def _gradient(

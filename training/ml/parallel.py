@@ -17,7 +17,6 @@ import torch
 from torch import distributed
 
 from training.ml.errors import PeerLost, is_out_of_memory
-from training.ml.rows import Pack
 
 EXIT_CODE = "exit_code"  # in the attempt's folder: what the first process ended with; torchrun's own code says less
 PATIENCE = timedelta(hours=12)  # the others wait while the first scores with the reference
@@ -81,23 +80,8 @@ def _wait_for_all() -> None:
         distributed.barrier()
 
 
-def budget_of_a_share(budget: int, n_tokens: int, n_lanes: int = 1) -> int:
-    """Tokens a pass, so that a step of n_tokens has a pass for each lane of every process, and no process more than
-    `budget` tokens at a time."""
-    return min(budget // n_lanes, -(-n_tokens // (size() * n_lanes)))
-
-
-def share(packs: list[Pack]) -> list[Pack]:
-    """This process's part of a step."""
-    return packs if size() == 1 else shares(packs, size())[distributed.get_rank()]
-
-
-def shares(packs: list[Pack], n: int) -> list[list[Pack]]:
-    """The costliest pack goes to whoever has the least so far; every process works out the same."""
-    found: list[list[Pack]] = [[] for _ in range(n)]
-    for batch in sorted(packs, key=lambda batch: -batch.n_tokens):
-        min(found, key=lambda own: sum(other.n_tokens for other in own)).append(batch)
-    return found
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:

@@ -80,15 +80,53 @@ def pack(
 
     Deterministic: the same items give the same packs. `keep_last`: a response's last token is an input too.
     """
-    bins: list[tuple[int, list[Row]]] = []
-    for row in sorted(_rows(items, budget, keep_last), key=lambda row: -row.n_tokens):
-        for i, (used, rows) in enumerate(bins):
-            if used + row.n_tokens <= budget:
-                bins[i] = (used + row.n_tokens, [*rows, row])
+    return _pack(_rows(items, budget, keep_last), budget, device)
+
+
+def deal(
+    items: Sequence[Item], budget: int, n: int, *, device: torch.device | str = "cpu", keep_last: bool = False
+) -> list[list[Pack]]:
+    """`pack`'s packs for n who work side by side: as few as the budget allows, and nearly as many tokens for each.
+
+    A prompt's responses are taken apart, which costs the prompt a second time, where all are done a tenth earlier for it.
+    """
+    hands, divided = _hands(_rows(items, budget, keep_last), n), True
+    while divided:
+        heaviest = max(hands, key=_weight)
+        rows = [row for hand in hands for row in hand]
+        divided = False
+        for row in sorted(heaviest, key=lambda row: -row.n_tokens):
+            half = len(row.items) // 2
+            halves = [_row(items, part, keep_last) for part in (row.items[:half], row.items[half:]) if part]
+            others = _hands([other for other in rows if other is not row] + halves, n)
+            if max(map(_weight, others)) <= 0.9 * _weight(heaviest):
+                hands, divided = others, True
+                break
+    return [_pack(hand, budget, device) for hand in hands]
+
+
+def _hands(rows: list[Row], n: int) -> list[list[Row]]:
+    """The longest row goes to whoever has the least so far."""
+    hands: list[list[Row]] = [[] for _ in range(n)]
+    for row in sorted(rows, key=lambda row: -row.n_tokens):
+        min(hands, key=_weight).append(row)
+    return hands
+
+
+def _weight(rows: list[Row]) -> int:
+    return sum(row.n_tokens for row in rows)
+
+
+def _pack(rows: list[Row], budget: int, device: torch.device | str) -> list[Pack]:
+    bins: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: -row.n_tokens):
+        for own in bins:
+            if _weight(own) + row.n_tokens <= budget:
+                own.append(row)
                 break
         else:
-            bins.append((row.n_tokens, [row]))
-    return [_lay(rows, device) for _, rows in bins]
+            bins.append([row])
+    return [_lay(own, device) for own in bins]
 
 
 def count_tokens(items: Sequence[Item], budget: int, *, keep_last: bool = False) -> int:
@@ -115,6 +153,12 @@ def _rows(items: Sequence[Item], budget: int, keep_last: bool) -> list[Row]:
         row.responses += new
         row.items.append(i)
     return rows
+
+
+def _row(items: Sequence[Item], members: list[int], keep_last: bool) -> Row:
+    """The row of these items, which share a prompt."""
+    responses = dict.fromkeys(response for i in members for response in items[i].responses)
+    return Row(items[members[0]].prompt, list(responses), members, keep_last)
 
 
 def _lay(rows: list[Row], device: torch.device | str) -> Pack:

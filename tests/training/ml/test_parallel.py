@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.ml.cases import read_json, read_metrics, some_pairs, write_attempt
+from tests.training.ml.cases import read_json, read_metrics, write_attempt
 from training.ml import launch as launcher
 from training.ml import parallel, train
-from training.ml.rows import pack
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -113,17 +112,6 @@ def test_it_has_nothing_to_tell_when_stopped_before_it_began() -> None:
     assert launcher.judge(None, is_asked=True) == 3
 
 
-def test_it_shares_a_steps_passes_by_their_cost() -> None:
-    packs = pack(some_pairs(12), 32)
-    shares = parallel.shares(packs, 2)
-    assert sorted(map(id, shares[0] + shares[1])) == sorted(map(id, packs))
-    costs = [sum(batch.n_tokens for batch in own) for own in shares]
-    assert abs(costs[0] - costs[1]) <= max(batch.n_tokens for batch in packs)
-
-
 def test_it_leaves_one_process_as_it_was() -> None:
-    packs = pack(some_pairs(4), 64)
-    assert parallel.share(packs) is packs
     assert parallel.gather([1, 2]) == [1, 2]
-    assert parallel.budget_of_a_share(768, 5000) == 768
-    assert (parallel.size(), parallel.is_first(), parallel.anywhere(False)) == (1, True, False)
+    assert (parallel.size(), parallel.rank(), parallel.is_first(), parallel.anywhere(False)) == (1, 0, True, False)

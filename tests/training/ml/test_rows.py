@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.training.ml.cases import pair, some_pairs
 from training.ml.data import Pair
-from training.ml.rows import Pack, count_tokens, pack
+from training.ml.rows import Pack, count_tokens, deal, pack
 from training.ml.scores import Alone
 
 tokens = st.lists(st.integers(3, 9), min_size=1, max_size=6)
@@ -93,3 +93,35 @@ def test_it_packs_nothing_into_nothing() -> None:
 def test_it_gives_an_item_longer_than_the_budget_a_pack_of_its_own() -> None:
     long = Alone(tuple(range(3, 60)), (5, 6))
     assert [batch.n_responses for batch in pack([long, Alone((3, 4), (5,))], 20)] == [1, 1]
+
+
+@given(pairs, st.integers(1, 60), st.integers(1, 4))
+def test_it_deals_every_item_to_one_of_those_who_work_side_by_side(items: list[Pair], budget: int, n: int) -> None:
+    hands = deal(items, budget, n)
+    assert len(hands) == n
+    assert sorted(i for hand in hands for batch in hand for i in batch.items) == list(range(len(items)))
+    for batch in (batch for hand in hands for batch in hand):
+        assert batch.n_tokens <= budget or len(batch.items) == 1
+        for i in batch.items:
+            for response in items[i].responses:
+                assert response_of(batch, batch.order[items[i].prompt, response]) == list(response)
+
+
+def loads(items: list[Pair], n: int) -> list[int]:
+    return [sum(batch.n_tokens for batch in hand) for hand in deal(items, 512, n)]
+
+
+def test_it_deals_nearly_equal_shares_in_as_few_packs_as_the_budget_allows() -> None:
+    items = [pair([i, *[3] * length], [4], [5]) for i, length in enumerate((40, 25, 20, 10))]
+    assert loads(items, 2) == [52, 47]
+    assert [len(hand) for hand in deal(items, 512, 2)] == [1, 1]
+    assert [len(hand) for hand in deal(items, 45, 2)] == [2, 2]
+    assert [len(hand) for hand in deal(items[:1], 512, 2)] == [1, 0]
+
+
+def test_it_computes_a_prompt_twice_where_its_responses_are_done_earlier_for_it() -> None:
+    short = [pair([3, 4], [5] * 20, [6 + i] * 20) for i in range(3)]  # one prompt, four responses of 19 inputs
+    assert loads(short, 2) == [59, 40]
+    assert loads(short, 1) == [78]
+    long = [pair([3] * 60, [5, 5], [6 + i] * 2) for i in range(2)]
+    assert loads(long, 2) == [63, 0]  # 62 each would hardly be earlier
