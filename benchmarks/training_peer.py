@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from training import catalog
-from training.ml import batches, losses, optim, policy
+from training.ml import batches, lanes, losses, optim, policy
 from training.ml.data import Pair
 from training.ml.logprobs import remembering
 from training.ml.loop import Learner, accumulate
@@ -51,6 +51,7 @@ class Stopwatch:
 
 def ours(job: dict[str, Any], watch: Stopwatch) -> int:
     """What the trainer runs, without its files; the number of tokens that went through the model in all steps."""
+    lanes.share_heap()
     base = policy.load_base(Path(job["model"]))
     params = catalog.parse("dpo", {"learning_rate": RATE, "beta": BETA, "batch_pairs": job["batch"]})
     model = policy.add_incumbent(base, Path(job["start"]))

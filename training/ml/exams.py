@@ -146,9 +146,7 @@ def fresh(learner: "Learner", prompts: list[Tokens], writer: Writer) -> dict[str
     """Sampled by the policy: mean log π − log π_ref per token (the KL's estimate), entropy, lengths, repetition."""
     try:
         written = samples.generate(learner.model, writer.tokenizer, prompts, N_TOKENS, SEED)
-    except RuntimeError as error:  # torch cannot draw from what is no distribution, and says so in a sentence only
-        if "probability tensor" not in str(error):
-            raise
+    except samples.NotFinite:
         return {"kl_fresh": math.inf}
     items = [Alone(prompt, tuple(ids)) for prompt, ids in zip(prompts, written, strict=True) if ids]
     if not items:

@@ -5,14 +5,17 @@ waits; passes that run side by side meet once: on two cores a step took 2.14 ins
 computes depends on the number of threads, never on which lane is faster.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
 from typing import TypeVar
 
 import torch
 
+M_ARENA_MAX = -8  # of malloc.h
 MAX = 4  # more passes at a time would each be too short for their matrix products to be efficient
 
 T = TypeVar("T")
@@ -26,6 +29,16 @@ def count(device: torch.device, budget: int, longest: int) -> int:
         return 1
     fair = max(n for n in range(1, MAX + 1) if n <= n_threads and n_threads - n * (n_threads // n) <= 1)
     return min(fair, max(1, budget // longest))
+
+
+def share_heap() -> None:
+    """Lets all threads take memory from one heap, if the C library is glibc; to be called before they are started.
+
+    By default each has its own, and keeps what it has freed: after steps in two lanes and one whose longest row needs all
+    the memory, a trainer of the 135M model held 3.5 GB, of which it used 1.3 at a time.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def run(works: Sequence[Callable[[], T]], n_lanes: int) -> list[T]:

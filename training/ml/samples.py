@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from training.ml.data import end_of_turn
+from training.ml.errors import TrainingError
 from training.ml.memory import in_smaller_parts
 from training.ml.rows import Tokens
 
@@ -37,7 +38,7 @@ def generate(
 
     A finished response ends with the end-of-turn token, as the responses of a `Pair` do; an unfinished one has
     `n_tokens` tokens without it. At temperature 1 the tokens follow the model's own distribution, so the mean of
-    log p − log q over them estimates KL(p ‖ q) per token; 0 takes the likeliest token.
+    log p − log q over them estimates KL(p ‖ q) per token; 0 takes the likeliest token. Raises NotFinite.
     """
     end = end_of_turn(tokenizer)
 
@@ -71,6 +72,13 @@ def _generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
             yield
         finally:
             model.set_attn_implementation(attention)
+
+
+class NotFinite(TrainingError):
+    """The model writes nothing: its logits are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__("The model's logits are not finite numbers; train again with a lower learning rate.", "loss")
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,8 @@ class _Writer:
         ).last_hidden_state[:, -1]  # (B, W)
         # As rows of their own: for a strided view torch would copy the head's weights once for each prompt.
         logits = self.model.get_output_embeddings()(states.contiguous()).float()  # (B, V)
+        if not logits.isfinite().all():
+            raise NotFinite
         return draw(logits / self.temperature) if self.temperature else logits.argmax(-1)
 
 

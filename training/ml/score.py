@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from training.ml import data, files, lines, policy, reward, rows
+from training.ml import data, files, lanes, lines, policy, reward, rows
 from training.ml.attempt import BUDGET
 from training.ml.errors import Stopped, TrainingError, describe
 from training.ml.progress import Progress
@@ -82,6 +82,7 @@ def execute(job: Job, watch: Watch) -> None:
 def main(folder: Path) -> int:
     """Carries out the job in the folder; the exit code."""
     try:
+        lanes.share_heap()
         job = read_job(folder)
         os.nice(job.nice)
         if job.threads:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from training import catalog
-from training.ml import files, jobs, parallel
+from training.ml import files, jobs, lanes, parallel
 from training.ml.attempt import Attempt
 from training.ml.errors import Stopped, describe
 from training.ml.policy_attempt import PolicyAttempt
@@ -40,6 +40,7 @@ ATTEMPTS: dict[str, type[Attempt]] = {"adapter": PolicyAttempt, "reward_model": 
 def main(folder: Path) -> int:
     """Runs the attempt in the folder; the exit code."""
     try:
+        lanes.share_heap()
         job = jobs.read(folder)
         os.nice(job.nice)
         if job.threads:

@@ -4,6 +4,7 @@ What is to be learned: responses of words from one list are better than those of
 15 % of the judgments wrong. `benchmarks.faults` does the same with the real model.
 """
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,6 +178,15 @@ def test_it_reads_ends_and_entropy_off_what_the_model_says(base32: policy.Base) 
     assert 5 < fresh["entropy"] < 11  # ln of a vocabulary of 49,152 is 10.8
     assert exams.repeated([1, 2, 3, 1, 2, 3, 1, 2, 3]) == pytest.approx(1 - 3 / 7)
     assert exams.repeated([1, 2]) == 0.0
+
+
+def test_it_tells_that_a_broken_model_writes_nothing(base32: policy.Base) -> None:
+    some = pairs(8, 3, end_of_turn(base32.tokenizer))
+    learner, model = make_learner(base32, some)
+    with torch.no_grad():
+        learner.parameters[0].fill_(math.nan)
+        learner.parameters[1].fill_(math.nan)
+    assert exams.fresh(learner, [some[0].prompt], Writer(model, base32.tokenizer)) == {"kl_fresh": math.inf}
 
 
 def test_it_asks_no_more_than_its_share(base32: policy.Base) -> None:

@@ -1,5 +1,7 @@
 """Samples against the model's own forward pass, and against what they must not disturb."""
 
+import math
+
 import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -90,6 +92,22 @@ def test_it_puts_things_back_when_generation_fails(base32: policy.Base) -> None:
     with pytest.raises(IndexError):
         samples.generate(base32.model, base32.tokenizer, [(10**7,)], 4, seed=1)
     policy.verify(base32.model)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_writes_nothing_by_a_model_that_is_broken(base32: policy.Base, temperature: float) -> None:
+    with torch.no_grad():
+        base32.model.get_output_embeddings().weight[7] = math.nan
+    with pytest.raises(samples.NotFinite, match="lower learning rate"):
+        samples.generate(base32.model, base32.tokenizer, PROMPTS, 4, seed=1, temperature=temperature)
+
+
+def test_it_draws_no_token_that_is_impossible() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, -math.log(3), -math.inf]]).expand(4000, -1)  # 3 : 1
+    drawn = samples.draw(logits)
+    assert set(drawn.tolist()) == {1, 3}
+    assert (drawn == 3).double().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
 def test_it_ends_a_response_with_the_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> None:
