@@ -98,7 +98,9 @@ class Attempt:
     def make_learner(self, reference: Scores) -> Learner:
         """The learner at step 0, or where the checkpoint to resume left it."""
         learner = self.new_learner(reference)
-        learner.exams = exams.prepare(self.order, self.pairs.heldout, self.writer(), self.budget)
+        learner.exams = exams.prepare(
+            self.order, self.pairs.heldout, self.writer(), BUDGET
+        )  # the same exams after a loss
         learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs), has_anchor=self.has_anchor)
         if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)

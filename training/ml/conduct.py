@@ -51,7 +51,7 @@ def questions(tokenizer: PreTrainedTokenizerBase, lines: Sequence[PairLine], pai
 def respond(base: Base, who: str, asked: Sequence[Question], cache: Path) -> list[list[int]]:
     """The responses of the version that is active, `who` by its hash; generated once."""
     prompts = [question.prompt for question in asked]
-    key = json.dumps([base.path_key, who, samples.BATCH, N_TOKENS, TEMPERATURE, SEED, prompts])
+    key = json.dumps([base.path_key, who, samples.BATCH, samples.DRAWN_BY, N_TOKENS, TEMPERATURE, SEED, prompts])
     file = cache / "samples" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     if (known := _read(file, len(prompts))) is not None:
         return known

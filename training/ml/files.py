@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Replaces path by value as JSON. `durable=False` skips fsync: for progress, which may be lost."""
-    part = path.with_name(f"{path.name}.tmp")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # others may write the same file at the same time
     with part.open("w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, allow_nan=False)
         if durable:

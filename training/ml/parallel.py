@@ -98,7 +98,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def gather(own: list[Any]) -> list[Any]:
-    """What all processes have, in the order of their ranks: the same in each."""
+    """What all processes have, in the order of their ranks: the same in each. Tensors must be on the CPU."""
     if size() == 1:
         return own
     found: list[list[Any]] = [[] for _ in range(size())]

@@ -90,26 +90,28 @@ def deal(
 
     A prompt's responses are taken apart, which costs the prompt a second time, where all are done a tenth earlier for it.
     """
-    hands, divided = _hands(_rows(items, budget, keep_last), n), True
-    while divided:
-        heaviest = max(hands, key=_weight)
-        rows = [row for hand in hands for row in hand]
-        divided = False
-        for row in sorted(heaviest, key=lambda row: -row.n_tokens):
-            half = len(row.items) // 2
-            halves = [_row(items, part, keep_last) for part in (row.items[:half], row.items[half:]) if part]
-            others = _hands([other for other in rows if other is not row] + halves, n)
-            if max(map(_weight, others)) <= 0.9 * _weight(heaviest):
-                hands, divided = others, True
-                break
+    rows = _rows(items, budget, keep_last)
+    hands = _hands(rows, n)
+    while longer := [row for row in max(hands, key=_weight) if len(row.items) > 1]:
+        row = max(longer, key=lambda row: row.n_tokens)
+        half = len(row.items) // 2
+        halves = [_row(items, part, keep_last) for part in (row.items[:half], row.items[half:])]
+        divided = [*(other for other in rows if other is not row), *halves]
+        others = _hands(divided, n)
+        if max(map(_weight, others)) > 0.9 * max(map(_weight, hands)):
+            break
+        rows, hands = divided, others
     return [_pack(hand, budget, device) for hand in hands]
 
 
 def _hands(rows: list[Row], n: int) -> list[list[Row]]:
     """The longest row goes to whoever has the least so far."""
     hands: list[list[Row]] = [[] for _ in range(n)]
+    weights = [0] * n
     for row in sorted(rows, key=lambda row: -row.n_tokens):
-        min(hands, key=_weight).append(row)
+        least = weights.index(min(weights))
+        hands[least].append(row)
+        weights[least] += row.n_tokens
     return hands
 
 
@@ -135,8 +137,8 @@ def count_tokens(items: Sequence[Item], budget: int, *, keep_last: bool = False)
 
 
 def longest(items: Sequence[Item], *, keep_last: bool = False) -> int:
-    """Tokens of the longest row, a prompt with all of its responses; 1 at least."""
-    return max((row.n_tokens for row in _rows(items, 1 << 60, keep_last)), default=1) or 1
+    """Tokens of the longest row that cannot be taken apart, a prompt with the responses of one item; 1 at least."""
+    return max((_row(items, [i], keep_last).n_tokens for i in range(len(items))), default=1) or 1
 
 
 def _rows(items: Sequence[Item], budget: int, keep_last: bool) -> list[Row]:

@@ -2,9 +2,9 @@
 
 The trainer's attention reads packed rows and keeps no keys and values, so it cannot generate. transformers' `generate`
 could, but draws a random number for every entry of the vocabulary, 22 ms for 24 responses' next tokens, and shows the
-kernels a new length at every token, for each of which oneDNN compiles one and keeps it. The samples depend on the
-weights, the prompts and the seed alone, and leave the trainer's random numbers and attention as they were: a run that
-samples in between takes the same steps as one that does not.
+kernels a new length at every token, for each of which oneDNN compiles one and keeps it. Each response has random
+numbers of its own, by its place among the prompts and the seed, so what is drawn does not depend on what it is generated
+with; the trainer's random numbers and attention stay as they were: a run that samples in between takes the same steps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from training.ml.memory import in_smaller_parts
 from training.ml.rows import Tokens
 
 ATTENTION = "sdpa"  # knows padding, and every architecture in transformers has it
+DRAWN_BY = "one uniform number a token"  # changes with how seeds become tokens
 ROUND = 32  # prompts are filled up to a multiple, for the kernels' sake
 BATCH = 32  # prompts of similar length that are generated together; fewer when out of memory
 
@@ -41,32 +42,32 @@ def generate(
     log p − log q over them estimates KL(p ‖ q) per token; 0 takes the likeliest token. Raises NotFinite.
     """
     end = end_of_turn(tokenizer)
+    writer = _Writer(model, end, n_tokens, temperature)
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(len(prompts), n_tokens, dtype=torch.float64, generator=generator)
 
     def by(size: int) -> list[list[int]]:
-        with _generating(model, seed):
-            writer = _Writer(model, end, n_tokens, temperature)
-            return [_until(end, response) for response in _by(size, writer, prompts)]
+        with _generating(model):
+            return [_until(end, response) for response in _by(size, writer, prompts, numbers)]
 
     return in_smaller_parts(by, BATCH, 1)
 
 
-def _by(size: int, writer: "_Writer", prompts: Sequence[Tokens]) -> list[list[int]]:
+def _by(size: int, writer: "_Writer", prompts: Sequence[Tokens], numbers: torch.Tensor) -> list[list[int]]:
     """The responses in the prompts' order, generated `size` at a time."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # little padding
     found: dict[int, list[int]] = {}
     for start in range(0, len(order), size):
         batch = order[start : start + size]
-        found |= dict(zip(batch, writer.write([prompts[i] for i in batch]), strict=True))
+        found |= dict(zip(batch, writer.write([prompts[i] for i in batch], numbers[batch]), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
 @contextmanager
-def _generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Plain attention and a seed."""
+def _generating(model: PreTrainedModel) -> Iterator[None]:
+    """Plain attention."""
     attention = model.config._attn_implementation
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with torch.no_grad():
         model.set_attn_implementation(ATTENTION)
         try:
             yield
@@ -88,8 +89,8 @@ class _Writer:
     n_tokens: int  # N
     temperature: float
 
-    def write(self, prompts: Sequence[Tokens]) -> list[list[int]]:
-        """Prompts filled up on the left to a common length P -> up to N new tokens of each."""
+    def write(self, prompts: Sequence[Tokens], numbers: torch.Tensor) -> list[list[int]]:
+        """Prompts filled up on the left to a common length P -> up to N new tokens of each, drawn by `numbers` (B, N)."""
         width = max(map(len, prompts)) + -max(map(len, prompts)) % ROUND
         places = [[self.end] * (width - len(p)) + list(p) for p in prompts]
         ids = torch.tensor(places, device=self.model.device)  # (B, P)
@@ -100,10 +101,11 @@ class _Writer:
         cache = StaticCache(config=self.model.config, max_cache_len=width + self.n_tokens)
         written: list[torch.Tensor] = []
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=ids.device)
-        for start in range(width, width + self.n_tokens):
+        for start, number in enumerate(numbers.to(ids.device).T, width):
             first = start - ids.shape[1]
             at = (room[first:start] - width + counts).clamp(min=0)  # (B, P), then (B, 1)
-            token = self._next(ids, seen[:, :start], at, cache)
+            logits = self._logits(ids, seen[:, :start], at, cache)
+            token = draw(logits / self.temperature, number) if self.temperature else logits.argmax(-1)  # (B,)
             written.append(token)
             ended |= token == self.end
             if ended.all():
@@ -111,23 +113,26 @@ class _Writer:
             ids = token[:, None]
         return torch.stack(written, 1).tolist()
 
-    def _next(self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: StaticCache) -> torch.Tensor:
-        """Tokens at positions (B, S), of which `seen` (B, K) tells which of those up to them are real -> (B,)."""
+    def _logits(
+        self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: StaticCache
+    ) -> torch.Tensor:
+        """Of what follows tokens at positions (B, S), `seen` (B, K) telling which of those up to them are real: (B, V)."""
         decoder: Any = self.model.get_decoder()
         states = decoder(
             input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]  # (B, W)
         # As rows of their own: for a strided view torch would copy the head's weights once for each prompt.
         logits = self.model.get_output_embeddings()(states.contiguous()).float()  # (B, V)
-        if not logits.isfinite().all():
+        if not logits.amax(-1).isfinite().all():
             raise NotFinite
-        return draw(logits / self.temperature) if self.temperature else logits.argmax(-1)
+        return logits
 
 
-def draw(logits: torch.Tensor) -> torch.Tensor:
-    """(B, V) -> (B,) one token of each row's distribution: where the distribution function passes a uniform number."""
+def draw(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """(B, V), (B,) from [0, 1) -> (B,) one token of each row's distribution: where its distribution function passes the
+    row's number."""
     levels = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
-    at = torch.rand(len(logits), 1, dtype=torch.float64).to(logits.device) * levels[:, -1:]
+    at = numbers[:, None] * levels[:, -1:]
     return torch.searchsorted(levels, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 

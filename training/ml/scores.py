@@ -18,8 +18,9 @@ import torch
 from transformers import PreTrainedModel
 
 from training.ml import files, lanes
-from training.ml.errors import TrainingError, is_out_of_memory
+from training.ml.errors import TrainingError
 from training.ml.logprobs import response_logps
+from training.ml.memory import in_smaller_parts
 from training.ml.progress import Progress
 from training.ml.rows import Item, Pack, Tokens, longest, pack
 from training.ml.watch import Watch
@@ -117,25 +118,22 @@ def score_by(
 
 
 def _compute(scorer: Scorer, items: list[Alone], memory: Memory, budget: int, watch: Watch, progress: Progress) -> None:
-    n_lanes = lanes.count(scorer.device, budget, longest(items, keep_last=scorer.keep_last))
-    waiting = pack(items, budget // n_lanes, device=scorer.device, keep_last=scorer.keep_last)
-    while waiting:
-        batches, waiting = waiting[-n_lanes:], waiting[:-n_lanes]
-        since = time.monotonic()
-        try:
+    """In passes of at most `budget` tokens; what is left when memory does not suffice, in smaller ones."""
+
+    def compute(budget: int) -> None:
+        left = [item for item in items if memory.get(item.prompt, item.response) is None]
+        n_lanes = lanes.count(scorer.device, budget, longest(left, keep_last=scorer.keep_last))
+        waiting = pack(left, budget // n_lanes, device=scorer.device, keep_last=scorer.keep_last)
+        while waiting:
+            batches, waiting = waiting[-n_lanes:], waiting[:-n_lanes]
+            since = time.monotonic()
             found = lanes.run([partial(_forward, scorer, batch) for batch in batches], n_lanes)
-        except Exception as error:
-            if not is_out_of_memory(error) or budget < MIN_BUDGET:
-                raise
-            budget //= 2
-            print(f"out of memory: going on with {budget} tokens a pass", flush=True)
-            items = [items[i] for b in [*waiting, *batches] for i in b.items]
-            return _compute(scorer, items, memory, budget, watch, progress)
-        for batch, scores in zip(batches, found, strict=True):
-            for (prompt, response), value in zip(batch.order, scores, strict=True):
-                memory.put(prompt, response, value)
-        watch.report(seconds_left=progress.did(sum(batch.n_tokens for batch in batches), since))
-    return None
+            for batch, scores in zip(batches, found, strict=True):
+                for (prompt, response), value in zip(batch.order, scores, strict=True):
+                    memory.put(prompt, response, value)
+            watch.report(seconds_left=progress.did(sum(batch.n_tokens for batch in batches), since))
+
+    in_smaller_parts(compute, budget, MIN_BUDGET)
 
 
 def _forward(scorer: Scorer, batch: Pack) -> list[float]:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.training.ml.cases import pair, some_pairs
 from training.ml.data import Pair
-from training.ml.rows import Pack, count_tokens, deal, pack
+from training.ml.rows import Pack, count_tokens, deal, longest, pack
 from training.ml.scores import Alone
 
 tokens = st.lists(st.integers(3, 9), min_size=1, max_size=6)
@@ -125,3 +125,14 @@ def test_it_computes_a_prompt_twice_where_its_responses_are_done_earlier_for_it(
     assert loads(short, 1) == [78]
     long = [pair([3] * 60, [5, 5], [6 + i] * 2) for i in range(2)]
     assert loads(long, 2) == [63, 0]  # 62 each would hardly be earlier
+
+
+def test_it_deals_thousands_of_prompts() -> None:
+    items = [pair([i, 3], [4], [5]) for i in range(3000)]
+    assert [len(hand) for hand in deal(items, 1 << 20, 2)] == [1, 1]
+
+
+def test_it_knows_the_longest_row_that_cannot_be_taken_apart() -> None:
+    assert longest([pair([3, 4], [5] * 20, [6 + i] * 20) for i in range(3)]) == 2 + 19 + 19
+    assert longest([Alone((3, 4), (5,))], keep_last=True) == 3
+    assert longest([]) == 1
