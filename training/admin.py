@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import URLPattern, path, reverse
@@ -62,7 +62,9 @@ class TagFilter(admin.SimpleListFilter):
 
 
 @admin.register(Run)
-class RunAdmin(ModelAdmin):
+class RunAdmin(ReadOnlyAdmin):
+    """Only the pages below write a run, each with its own check: the admin's form would write any column."""
+
     list_display = ("name", "campaign", "method", "shown_status", "verdict", "adapter", "shown_tags", "created_at")
     list_filter = ("status", TagFilter, "campaign", "method", "trigger")
     list_select_related = ("campaign", "adapter", "evaluation", "reward_model")
@@ -93,8 +95,8 @@ class RunAdmin(ModelAdmin):
     def verdict(self, run: Run) -> str:
         return report.verdict(run) or "–"
 
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False  # verdict and evidence stay with the adapter for ever
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return ModelAdmin.has_add_permission(self, request)  # `add/` is a page of our own
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view

@@ -2,7 +2,7 @@
 
 import pytest
 from django.contrib import admin
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
@@ -48,6 +48,24 @@ def test_it_lets_nobody_change_a_snapshot_or_delete_a_run(admin_client: Client) 
     for name, row in (("training_snapshot", snapshot), ("training_run", run)):
         assert admin_client.post(reverse(f"admin:{name}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
     assert (Snapshot.objects.count(), Run.objects.count()) == (1, 1)
+
+
+def test_it_writes_no_run_by_the_admins_own_form(admin_client: Client) -> None:
+    run = Run.objects.create(campaign=add_campaign(), method="dpo")
+    page = reverse("admin:training_run_changelist") + f"+{run.pk}/change/"  # no <int:run_id>, but int() takes it
+    assert admin_client.post(page, {"status": "succeeded", "fencing_token": 9}).status_code == 403
+    assert 'name="fencing_token"' not in admin_client.get(page).content.decode()
+    run.refresh_from_db()
+    assert (run.status, run.fencing_token) == (Run.Status.QUEUED, 0)
+
+
+def test_it_offers_to_start_a_run_to_who_may(admin_client: Client, client: Client) -> None:
+    page = reverse("admin:training_run_changelist")
+    assert reverse("admin:training_run_add") in admin_client.get(page).content.decode()
+    user = User.objects.create_user("somebody", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_run"))
+    client.force_login(user)
+    assert reverse("admin:training_run_add") not in client.get(page).content.decode()
 
 
 def test_it_schedules_a_policy_when_it_is_saved_and_forgets_it_when_deleted(admin_client: Client) -> None:
