@@ -122,7 +122,7 @@ def run_again(request: HttpRequest, slug: str, pk: int, run_id: int) -> HttpResp
     campaign = access.get_managed_campaign(person, slug)
     found = get_object_or_404(campaign.retractions, pk=pk)
     try:
-        made = retractions.run_again(get_object_or_404(Run, pk=run_id), found, person)
+        made = retractions.run_again(get_object_or_404(Run, pk=run_id, campaign=campaign), found, person)
     except (retractions.NotTouched, runs.RunExists, runs.NotRetryable, catalog.ParameterError) as error:
         messages.error(request, str(error))
     else:

@@ -116,6 +116,23 @@ def test_it_runs_again_for_those_who_may_train(page, manager, campaign, rows, ru
     assert Run.objects.filter(without=made).count() == 1
 
 
+def test_it_runs_nothing_of_another_campaign_again(page, manager, campaign, rows, run):
+    manager.user_permissions.add(Permission.objects.get(codename="add_run"))
+    page.post(start(campaign, judgment=rows[0].pk), {"reason": WHY})
+    elsewhere = Run.objects.create(
+        campaign=add_campaign(),
+        method="dpo",
+        status=Run.Status.SUCCEEDED,
+        params={"start": "incumbent"},
+        incumbent=run.adapter,
+    )
+    made = Retraction.objects.get()
+    again = reverse("run_again", args=[campaign.slug, made.pk, elsewhere.pk])
+    assert again not in page.get(reverse("retraction_detail", args=[campaign.slug, made.pk])).content.decode()
+    assert page.post(again).status_code == 404
+    assert not Run.objects.filter(retry_of=elsewhere).exists()
+
+
 def test_it_takes_a_reward_model_out_of_use_for_those_who_may_change_runs(page, manager, campaign, rows, run):
     learned = Run.objects.create(
         campaign=campaign, snapshot=run.snapshot, method="reward_model", status=Run.Status.SUCCEEDED
