@@ -57,8 +57,10 @@ TAIL = """## What labels, weights, grades and ties do
 ## Single responses
 
 KTO and APO-zero learn from thumbs. With `splits_pairs` they learn from pairs too, as a good and a bad response of weight
-2p − 1: for these losses, whose good and bad sides add up to a constant, exactly what the votes one by one would give.
-`is_balanced` weighs the two sides alike, up to a factor of 4.
+2p − 1. The good and bad sides of these losses add up to a constant, so that is what the votes one by one would give, as
+long as both sides weigh the same. Where they weigh g and b (`good_weight`, `bad_weight`, and `is_balanced`, which weighs
+the two sides alike, up to a factor of 4), the votes would give the preferred response p·g − (1 − p)·b, which a narrow
+majority can make negative; here what most people prefer stays good.
 
 KTO's KL is estimated from responses to other prompts, scored without gradient once per optimizer step, over the whole step:
 packing and accumulation do not change it. Each example's other response is the next one of the run that answers another

@@ -143,7 +143,9 @@ def split(pair: Pair) -> list[Single]:
     """A decided pair as a good and a bad response, the weight of both that of its votes' majority.
 
     A vote for the other side would make the good half bad and the bad one good; of losses like KTO's and APO-zero's,
-    where good and bad add up to a constant, it takes away as much gradient as one vote gives. So 2p − 1 is exact.
+    where good and bad add up to a constant, it takes away as much gradient as one vote gives, if both sides weigh the
+    same. So 2p − 1 is exact then. With weights g ≠ b (good_weight, bad_weight, balance) the votes would give the chosen
+    one p·g − (1 − p)·b, which a narrow majority can make negative; here what most prefer stays good.
     """
     weight = pair.weight * (2 * pair.label - 1)
     sides = ((pair.chosen, True), (pair.rejected, False))
@@ -157,7 +159,7 @@ def prepare(examples: list[Example], method: catalog.Method, params: catalog.Com
     """The examples with what the method wants of them beside their responses."""
     if getattr(params, "is_balanced", False):
         examples = balance(examples)  # type: ignore[assignment,arg-type]
-    return add_mismatches(examples) if method.wants_kl else examples  # type: ignore[arg-type]
+    return add_mismatches(examples, params.max_tokens) if method.wants_kl else examples  # type: ignore[arg-type]
 
 
 def balance(singles: Sequence[Single]) -> list[Single]:
@@ -175,8 +177,9 @@ def balance(singles: Sequence[Single]) -> list[Single]:
     return [replace(single, weight=single.weight * factors[single.is_good] * scale) for single in singles]
 
 
-def add_mismatches(singles: Sequence[Single]) -> list[Single]:
-    """Gives each example the response of the next one that answers another prompt, cyclically.
+def add_mismatches(singles: Sequence[Single], max_tokens: int) -> list[Single]:
+    """Gives each example the response of the next one that answers another prompt, cyclically, cut to what its own
+    prompt leaves of max_tokens.
 
     The policy's log-ratio on such pairs estimates its KL from the reference: Ethayarajh et al. 2024, section 4.1, and
     TRL rotate the responses of a batch; here of all, so that the reference scores them once and for every epoch.
@@ -188,7 +191,7 @@ def add_mismatches(singles: Sequence[Single]) -> list[Single]:
         here, after = singles[i % n], singles[(i + 1) % n]
         if after.prompt != here.prompt:
             other = after.response
-        found[i % n] = replace(here, mismatch=other)
+        found[i % n] = replace(here, mismatch=other and other[: max_tokens - len(here.prompt)])
     return found
 
 

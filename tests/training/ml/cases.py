@@ -164,7 +164,8 @@ def some_singles(n: int = 8) -> list[Single]:
         [
             Single(f"s{i}", "", pair.prompt, response, is_good=i % 3 > 0, weight=1.0 + i % 2, is_new=True)
             for i, (pair, response) in enumerate(halves)
-        ]
+        ],
+        max_tokens=512,
     )
 
 

@@ -155,7 +155,8 @@ def test_it_splits_pairs_into_good_and_bad_responses(tmp_path: Path, tokenizer: 
 
 @pytest.mark.parametrize("label", [0.5, 0.65, 0.9, 1.0])
 def test_it_splits_a_pair_as_its_votes_one_by_one(label: float) -> None:
-    """KTO's gradient on the two halves is that on the halves of every vote, those for the other side included."""
+    """KTO's gradient on the two halves, its sides weighing the same, is that on the halves of every vote, those for the
+    other side included."""
     whole = pair([3], [4, 5], [6], label=label, weight=10.0)
     halves = data.split(whole)
     votes = [(4, True, 10 * label), (4, False, 10 * (1 - label)), (6, False, 10 * label), (6, True, 10 * (1 - label))]
@@ -220,7 +221,7 @@ singles_lists = st.lists(
 
 @given(singles_lists)
 def test_it_gives_every_response_one_to_another_prompt(singles: list[Single]) -> None:
-    found = data.add_mismatches(singles)
+    found = data.add_mismatches(singles, max_tokens=512)
     prompts = {x.prompt for x in singles}
     answers = {(x.prompt, x.response) for x in singles}
     for before, after in zip(singles, found, strict=True):
@@ -230,6 +231,12 @@ def test_it_gives_every_response_one_to_another_prompt(singles: list[Single]) ->
             assert any((prompt, after.mismatch) in answers for prompt in prompts - {after.prompt})
             (other,) = after.others
             assert (other.prompt, other.response, other.others) == (after.prompt, after.mismatch, ())
+
+
+def test_it_cuts_a_response_to_another_prompt_to_the_room_that_is_left() -> None:
+    long = Single("1", "", (1,), tuple(range(20, 29)), True, 1.0, True)
+    short = Single("2", "", (2,) * 7, (30, 31), True, 1.0, True)
+    assert [x.mismatch for x in data.add_mismatches([long, short], max_tokens=10)] == [(30, 31), (20, 21, 22)]
 
 
 @given(singles_lists)

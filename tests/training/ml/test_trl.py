@@ -179,7 +179,7 @@ def test_it_steps_as_trls_kto_trainer(
     loss_type: str,
 ) -> None:
     """Good and bad responses with weights of their own, and TRL's own estimate of the KL from the same mismatches."""
-    singles = data.add_mismatches([half for one in some_pairs(5) for half in data.split(one)])
+    singles = data.add_mismatches([half for one in some_pairs(5) for half in data.split(one)], max_tokens=512)
     known = reference(base, singles, tmp_path / "cache", watch)
     params = {"beta": 0.2, "good_weight": 1.5, "bad_weight": 0.8}
     learner, ours = make_learner(base, singles, method=method, reference=known, **params)
