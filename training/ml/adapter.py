@@ -69,7 +69,7 @@ def manifest(job: Job, base: Base, config: dict[str, Any], sha256: str) -> dict[
         "code_version": code_version(),
         "seed": job.params.seed,
         "created_at": datetime.now(UTC).isoformat(),
-        "parent": job.incumbent_name,
+        "parent": job.incumbent_name if job.is_continuing else None,
         "rank": config["r"],
         "target_modules": config["target_modules"],
     }
