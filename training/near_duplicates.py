@@ -11,7 +11,6 @@ depends on no seed.
 
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -22,9 +21,10 @@ JACCARD = 0.8
 SHINGLE = 5  # characters
 MAX_CHARS = 4_000  # of the end, where conversations with the same beginning differ
 BLOCK = 1_000  # texts shingled at a time
-CHUNK = 2_000_000  # possible pairs looked at together
+MANY, FEW = 20_000, 4  # of a text with so many that share a shingle with it, so few of each rare one are tried first
 BUCKETS = 1 << 20  # in which shingles are counted, to know the rare ones
 LEVEL_BITS, HASH_BITS = 6, 32  # a shingle's place in the order: log2 of its count, then its hash
+NUMBER_BITS = 25  # of a text; with its side and a shingle, 64
 SLACK = 1e-9
 _NOT_WORD = re.compile(r"[\W_]+")
 _POWERS = np.array([pow(1_000_003, k, 2**32) for k in range(SHINGLE)], dtype=np.uint32)
@@ -40,14 +40,10 @@ def find_leaving(texts: Sequence[str], sides: Sequence[bool]) -> NDArray[np.bool
     same whatever comes later; and no two texts that stay, on different sides, are near-duplicates.
     """
     plain = [normalise(text) for text in texts]
-    earlier: dict[int, list[int]] = defaultdict(list)
-    for first, second in _candidates(plain, np.asarray(sides, dtype=bool)):
-        earlier[max(first, second)].append(min(first, second))
     leaves = np.zeros(len(plain), dtype=bool)
-    for number in sorted(earlier):
+    for number, candidates in _candidates(plain, np.asarray(sides, dtype=bool), leaves):
         own = shingles(plain[number])
-        staying = (other for other in earlier[number] if not leaves[other])
-        leaves[number] = any(similarity(own, shingles(plain[other])) >= JACCARD for other in staying)
+        leaves[number] = any(similarity(own, shingles(plain[other])) >= JACCARD for other in candidates)
     return leaves
 
 
@@ -130,38 +126,67 @@ def _block_prefixes(plain: list[str], start: int, levels: NDArray[np.uint64]) ->
     return found.of(place < lengths[owner])
 
 
-def _candidates(plain: list[str], sides: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Pairs of texts on different sides among which all near-duplicates are; each once."""
+def _candidates(
+    plain: list[str], sides: NDArray[np.bool_], leaves: NDArray[np.bool_]
+) -> Iterator[tuple[int, Iterator[int]]]:
+    """Texts in their order, each with the earlier ones that stay, on the other side, among which its near-duplicates are.
+
+    `leaves` (n,) is read as it stands when a text's turn has come. Nothing is kept from one text to the next: the pairs of
+    prompts that were made from one template are as many as the square of their number.
+    """
     if sides.all() or not sides.any():
         return
     prefixes = _prefixes(plain)
-    ones, others = prefixes.of(sides[prefixes.number]), prefixes.of(~sides[prefixes.number])
-    ones = ones.of(np.argsort(ones.shingle, kind="stable"))
-    low, high = (np.searchsorted(ones.shingle, others.shingle, side) for side in ("left", "right"))
-    totals = np.r_[0, np.cumsum(high - low)]
-    borders = np.r_[np.flatnonzero(np.diff(others.number, prepend=-1)), len(others.number)]  # a set stays in one part
-    begin = 0
-    while begin < len(borders) - 1:
-        end = int(np.searchsorted(totals[borders], totals[borders[begin]] + CHUNK, "right")) - 1
-        end = max(begin + 1, end)
-        part = slice(borders[begin], borders[end])
-        yield from _join(ones, others.of(part), low[part], high[part])
-        begin = end
+    posted, low, high = _posted(prefixes, sides)
+    starts = np.flatnonzero(np.diff(prefixes.number, prepend=-1))
+    ends = np.r_[starts[1:], len(prefixes.number)]
+    has_any = np.logical_or.reduceat(high > low, starts)
+    for start, end in zip(starts[has_any].tolist(), ends[has_any].tolist(), strict=True):
+        own = slice(start, end)
+        yield int(prefixes.number[start]), _earlier(prefixes.of(own), posted, low[own], high[own], leaves)
 
 
-def _join(ones: _Prefixes, others: _Prefixes, low: Numbers, high: Numbers) -> Iterator[tuple[int, int]]:
-    """Pairs of sets whose prefixes have so many shingles in common that the sets can have enough."""
+def _posted(prefixes: _Prefixes, sides: NDArray[np.bool_]) -> tuple[_Prefixes, Numbers, Numbers]:
+    """The prefixes in an order in which those that have a shingle in common, on one side, stand together as texts came; and
+    for each of `prefixes` (n,) from where (n,) until where they are those of earlier texts on the other side.
+    """
+    side, number = sides[prefixes.number].astype(np.uint64), prefixes.number.astype(np.uint64)
+    shingle, other = prefixes.shingle << np.uint64(NUMBER_BITS + 1), (1 - side) << np.uint64(NUMBER_BITS)
+    keys = shingle | side << np.uint64(NUMBER_BITS) | number
+    order = np.argsort(keys)
+    low, high = (np.searchsorted(keys[order], shingle | other | until) for until in (np.uint64(0), number))
+    return prefixes.of(order), low, high
+
+
+def _earlier(
+    own: _Prefixes, posted: _Prefixes, low: Numbers, high: Numbers, leaves: NDArray[np.bool_]
+) -> Iterator[int]:
+    """Of one text. Where very many share a shingle with it, those of its rarest ones come first: most likely one is alike,
+    and nobody asks for the rest.
+    """
+    if (high - low).sum() > MANY:
+        for begin, end in zip(low.tolist(), high.tolist(), strict=True):
+            numbers = posted.number[begin : min(end, begin + FEW)]
+            yield from numbers[~leaves[numbers]].tolist()
+            if end - begin > FEW:
+                break
+    yield from _join(own, posted, low, high, leaves)
+
+
+def _join(own: _Prefixes, posted: _Prefixes, low: Numbers, high: Numbers, leaves: NDArray[np.bool_]) -> Iterator[int]:
+    """Sets whose prefixes have so many shingles in common with this one's that the sets can have enough; the most first."""
     n = high - low
     row = np.repeat(np.arange(len(n)), n)
     match = np.arange(len(row)) - np.repeat(np.cumsum(n) - n, n) + low[row]
-    pair = others.number[row] << 32 | ones.number[match]
-    order = np.argsort(pair, kind="stable")
-    pair = pair[order]
-    ends = np.flatnonzero(np.r_[pair[1:] != pair[:-1], np.ones(min(1, len(pair)), dtype=bool)])
+    stays = ~leaves[posted.number[match]]
+    row, match = row[stays], match[stays]
+    order = np.argsort(posted.number[match], kind="stable")
+    number = posted.number[match[order]]
+    ends = np.flatnonzero(np.r_[number[1:] != number[:-1], np.ones(min(1, len(number)), dtype=bool)])
     n_common = np.diff(ends, prepend=-1)
-    a, b = others.of(row[order[ends]]), ones.of(match[order[ends]])  # the last shingle in common
+    a, b = own.of(row[order[ends]]), posted.of(match[order[ends]])  # the last shingle in common
     # What comes up to the end of the prefix that ends first is counted; of what comes later, all may be in common.
     most = n_common + np.minimum(np.where(a.last < b.last, a.rest, b.rest), np.minimum(a.left, b.left))
-    enough = JACCARD / (1 + JACCARD) * (a.size + b.size) - SLACK
-    for code in pair[ends][most >= enough].tolist():
-        yield code >> 32, code & 0xFFFFFFFF
+    spare = most - (JACCARD / (1 + JACCARD) * (a.size + b.size) - SLACK)
+    likely = np.argsort(-spare, kind="stable")
+    yield from number[ends[likely[spare[likely] >= 0]]].tolist()

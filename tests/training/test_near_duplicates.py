@@ -1,6 +1,7 @@
 """Near-duplicates across the split: the same as comparing everything with everything, and stable as texts come."""
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def test_it_finds_the_same_in_small_pieces(monkeypatch: pytest.MonkeyPatch):
     sides = [chance.random() < 0.3 for _ in texts]
     expected = by_hand(texts, sides)
     assert sum(expected) > 20
-    monkeypatch.setattr(near_duplicates, "CHUNK", 1)
     monkeypatch.setattr(near_duplicates, "BLOCK", 7)
+    monkeypatch.setattr(near_duplicates, "MANY", 3)
     assert find_leaving(texts, sides).tolist() == expected
 
 
@@ -94,3 +95,29 @@ def test_it_takes_any_text(text: str):
 def test_it_measures_sets_and_not_the_number_of_times():
     assert similarity(shingles(normalise("abcde " * 2)), shingles(normalise("abcde " * 9))) == 1.0
     assert not find_leaving([], []).any()
+
+
+def test_it_compares_few_of_many_that_are_all_alike(monkeypatch: pytest.MonkeyPatch):
+    compared = []
+
+    def counted(first: near_duplicates.Hashes, second: near_duplicates.Hashes) -> float:
+        compared.append(len(first))
+        return similarity(first, second)
+
+    monkeypatch.setattr(near_duplicates, "similarity", counted)
+    chance = random.Random(7)
+    texts = [f"Write a description for article number {number:05d}" for number in range(1500)]
+    sides = [chance.random() < 0.3 for _ in texts]
+    assert find_leaving(texts, sides).sum() > 300
+    assert len(compared) < 2 * len(texts)
+
+
+def test_it_keeps_no_pair_of_many_that_are_all_alike():
+    chance = random.Random(9)
+    texts = [f"Write a description for article number {number:05d}" for number in range(1500)]
+    sides = [chance.random() < 0.5 for _ in texts]
+    tracemalloc.start()
+    find_leaving(texts, sides)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * near_duplicates.BUCKETS, "bytes: the counts of shingles, and no list of a million pairs"
