@@ -1,7 +1,8 @@
 """The folder of one attempt at a run, `RUNS_DIR/<run>/attempt-<n>`: what the supervisor writes and the trainer answers.
 
 The trainer is another process that knows no database; these files are all that passes between the two. What it wrote
-may be cut off by a crash, so every reader here takes a missing or broken file for "not there yet".
+may be cut off by a crash, so every reader here takes a missing or broken file for "not there yet"; and a degenerate model
+writes any character, so what no database stores is taken out of every text.
 """
 
 import json
@@ -69,7 +70,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    return storable(value) if isinstance(value, dict) else None
+
+
+def storable(value: Any) -> Any:
+    """JSON without NUL and lone surrogates, in texts at any depth: PostgreSQL takes neither."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return value
 
 
 def read_status(path: Path) -> Status:
@@ -244,4 +256,4 @@ def _metric(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line, parse_constant=lambda _name: None)  # NaN is no JSON: the database would refuse it
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return storable(row) if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -150,6 +150,17 @@ def test_it_reads_whole_lines_of_metrics_only(tmp_path: Path) -> None:
     assert attempts.read_metrics(tmp_path / "nowhere", 7) == ([], 7)
 
 
+def test_it_takes_out_of_the_trainers_texts_what_no_database_stores(tmp_path: Path) -> None:
+    text = r'{"message": "it wrote \u0000\u0000 and \ud800", "phase": "a\u0000b", "rows": [{"a\u0000": ["\\u0000", 1, null]}]}'
+    for name in ("error.json", "status.json", "evaluation.json"):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "metrics.jsonl").write_text(r'{"step": 1, "alarms": [{"message": "\u0000!"}]}' + "\n")
+    assert attempts.read_error(tmp_path) == "it wrote  and ?"
+    assert attempts.read_status(tmp_path).phase == "ab"
+    assert (attempts.read_json(tmp_path / "evaluation.json") or {})["rows"] == [{"a": [r"\u0000", 1, None]}]
+    assert attempts.read_metrics(tmp_path, 0)[0] == [{"step": 1, "alarms": [{"message": "!"}]}]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"phase": 3, "step": -1, "n_steps": "x", "seconds_left": NaN}'])
 def test_it_takes_a_broken_status_for_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "status.json").write_text(text)
