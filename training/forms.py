@@ -185,7 +185,7 @@ class PolicyForm(RulesForm, forms.ModelForm):  # type: ignore[valid-type,misc]  
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """The rules are one field each; what is stored is what differs from the defaults."""
         super().__init__(*args, **kwargs)
-        self.initial.update(asdict(rules.parse(self.instance.rules)))
+        self.initial.update(asdict(rules.read(self.instance.rules)))
 
     class Meta:
         model = Policy

@@ -3,6 +3,7 @@
 The defaults let an ordinary run on the default model through, with room; docs/log.md has the figures.
 """
 
+import logging
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from training.catalog import param
+
+log = logging.getLogger(__name__)
 
 
 class RuleError(ValueError):
@@ -68,6 +71,21 @@ def parse(values: dict[str, Any]) -> Rules:
     if not isinstance(values, dict) or (unknown := sorted(set(values) - set(known))):
         raise RuleError(_("There is no rule %s.") % (", ".join(unknown) if isinstance(values, dict) else repr(values)))
     return Rules(**{name: _check(known[name], value) for name, value in values.items()})
+
+
+def read(values: dict[str, Any]) -> Rules:
+    """Rules from what a campaign has stored. What another version of this program allowed and this one does not is logged, and
+    counts with its default: what a run took hours to learn is judged all the same.
+    """
+    kept = {}
+    for name, value in values.items():
+        try:
+            parse({name: value})
+        except RuleError as error:
+            log.warning("a stored rule of the gate is not used: %s", error)
+        else:
+            kept[name] = value
+    return parse(kept)
 
 
 def changed(rules: Rules) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from tests.training.rows import add_campaign
 from training import catalog
 from training.forms import PolicyForm, RunForm, label_of
+from training.models import Policy
 from training.rules import Rules
 
 pytestmark = pytest.mark.django_db
@@ -72,3 +73,9 @@ def test_it_stores_the_rules_of_the_gate_that_differ_from_the_defaults() -> None
     for rule in fields(Rules):
         for value in (rule.metadata["low"] - 1, rule.metadata["high"] + 1, "nan"):
             assert rule.name in PolicyForm(data | asked | {rule.name: value}).errors
+
+
+def test_it_opens_a_policy_with_a_rule_that_is_out_of_bounds_by_now() -> None:
+    policy = Policy.objects.create(campaign=add_campaign(), rules={"max_length_ratio": 0.5, "max_kl": 0.2})
+    shown = PolicyForm(instance=policy).initial
+    assert (shown["max_length_ratio"], shown["max_kl"]) == (Rules().max_length_ratio, 0.2)

@@ -45,3 +45,10 @@ def test_it_has_a_sentence_and_a_default_within_bounds_for_every_rule() -> None:
 def test_it_refuses_what_is_no_rule(values: Any) -> None:
     with pytest.raises(RuleError):
         rules.parse(values)
+
+
+def test_it_judges_by_the_default_where_a_stored_rule_is_none_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    stored = {"max_kl": 0.2, "max_length_ratio": 0.5, "a_rule_of_old": 1, "min_win_rate": None}
+    assert rules.read(stored) == Rules(max_kl=0.2)
+    for name in ("max_length_ratio", "a_rule_of_old", "min_win_rate"):
+        assert name in caplog.text
