@@ -7,6 +7,7 @@ in the pass. So the reference's scores and an incumbent's serve every later run.
 import hashlib
 import json
 import math
+import secrets
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from training.ml.rows import Item, Pack, Tokens, longest, pack
 from training.ml.watch import Watch
 
 MIN_BUDGET = 16  # tokens per pass: below this every item is alone anyway
+MAX_FILES = 16  # of one scorer, before they become one: every run adds some
 Scores = dict[tuple[Tokens, Tokens], float]  # (prompt, response) -> nats
 
 
@@ -44,7 +46,8 @@ class Alone:
 class Memory:
     """Scores of one scorer (`who`: everything but the tokens), in immutable files below the cache folder.
 
-    A file is written whole under the hash of its content, so runs that share the folder cannot disturb each other.
+    Runs share the folder: each file is written whole under a name of its own, and removed only when a newer one that holds
+    all of it is on the disk. So whatever several of them write, read and merge at a time, no score is lost.
     """
 
     def __init__(self, cache: Path, who: str) -> None:
@@ -52,11 +55,8 @@ class Memory:
         self.folder = cache / hashlib.sha256(who.encode()).hexdigest()[:32]
         self.known: dict[str, float] = {}
         self.new: dict[str, float] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            try:
-                self.known |= json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, TypeError) as error:
-                print(f"ignoring unreadable {path}: {error}", flush=True)
+        for scores in self._read().values():
+            self.known |= scores
 
     def key(self, prompt: Tokens, response: Tokens) -> str:
         digest = hashlib.sha256(self.who.encode())
@@ -76,9 +76,36 @@ class Memory:
         if not self.new:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(json.dumps(sorted(self.new)).encode()).hexdigest()
-        files.write_json(self.folder / f"{name}.json", self.new)
+        self._write(self.new)
         self.new = {}
+        self._merge()
+
+    def _merge(self) -> None:
+        """Puts the files into one where they have become many."""
+        if len(list(self.folder.glob("*.json"))) <= MAX_FILES:
+            return
+        found = self._read()
+        self._write({key: score for scores in found.values() for key, score in scores.items()})
+        for path in found:
+            path.unlink(missing_ok=True)  # another process may have merged it too
+
+    def _write(self, scores: dict[str, float]) -> None:
+        files.write_json(self.folder / f"{secrets.token_hex(16)}.json", scores)
+
+    def _read(self) -> dict[Path, dict[str, float]]:
+        """What each file holds. One that vanishes was merged into another, so the folder is listed again."""
+        found: dict[Path, dict[str, float]] = {}
+        damaged: set[Path] = set()
+        while unread := sorted({*self.folder.glob("*.json")} - found.keys() - damaged):
+            for path in unread:
+                try:
+                    found[path] = {} | json.loads(path.read_text(encoding="utf-8"))
+                except FileNotFoundError:
+                    continue
+                except (OSError, ValueError, TypeError) as error:
+                    print(f"ignoring unreadable {path}: {error}", flush=True)
+                    damaged.add(path)
+        return found
 
 
 def missing(items: Iterable[Item], memory: Memory) -> list[Alone]:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +75,56 @@ def test_it_computes_damaged_files_again(base: policy.Base, tmp_path: Path, watc
     file.write_text(file.read_text()[:-9])
     assert score(base, tmp_path / "c", watch) == first
     assert score(base, tmp_path / "c", watch) == first
+
+
+def remember(cache: Path, numbers: range) -> None:
+    """One file a number: its score is itself."""
+    for number in numbers:
+        memory = Memory(cache, "base")
+        memory.put((number,), (1,), float(number))
+        memory.save()
+
+
+def recalled(cache: Path, n: int) -> list[float | None]:
+    memory = Memory(cache, "base")
+    return [memory.get((number,), (1,)) for number in range(n)]
+
+
+def test_it_merges_its_files_when_they_are_many(tmp_path: Path) -> None:
+    remember(tmp_path, range(scores.MAX_FILES))
+    assert len(list(tmp_path.glob("*/*"))) == scores.MAX_FILES
+    remember(tmp_path, range(scores.MAX_FILES, scores.MAX_FILES + 1))
+    assert len(list(tmp_path.glob("*/*"))) == 1
+    assert recalled(tmp_path, scores.MAX_FILES + 1) == list(range(scores.MAX_FILES + 1))
+
+
+def test_it_leaves_a_damaged_file_when_it_merges(tmp_path: Path) -> None:
+    remember(tmp_path, range(1))
+    (file,) = tmp_path.glob("*/*.json")
+    (file.parent / "damaged.json").write_text("[1")
+    remember(tmp_path, range(1, scores.MAX_FILES + 1))
+    assert {path.name for path in tmp_path.glob("*/*")} > {"damaged.json"}
+    assert recalled(tmp_path, scores.MAX_FILES + 1) == list(range(scores.MAX_FILES + 1))
+
+
+def test_it_finds_what_another_process_merges_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember(tmp_path, range(scores.MAX_FILES))
+    read_text = Path.read_text
+
+    def merge_first(path: Path, encoding: str) -> str:
+        monkeypatch.setattr(Path, "read_text", read_text)
+        remember(tmp_path, range(scores.MAX_FILES, scores.MAX_FILES + 1))
+        return path.read_text(encoding=encoding)
+
+    monkeypatch.setattr(Path, "read_text", merge_first)
+    assert recalled(tmp_path, scores.MAX_FILES) == list(range(scores.MAX_FILES))
+
+
+def test_it_loses_nothing_when_several_processes_merge(tmp_path: Path) -> None:
+    n = 5 * scores.MAX_FILES
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: remember(tmp_path, range(number, number + 1)), range(n)))
+    assert recalled(tmp_path, n) == list(range(n))
 
 
 def test_it_goes_on_in_smaller_packs_when_memory_runs_out(base: policy.Base, tmp_path: Path, watch: Watch) -> None:
