@@ -102,7 +102,7 @@ class Attempt:
             self.order, self.pairs.heldout, self.writer(), BUDGET
         )  # the same exams after a loss
         learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs), has_anchor=self.has_anchor)
-        if self.job.resume and checkpoint.load(self.job.resume, learner, self.identity()):
+        if self.job.resume and checkpoint.resume(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)
         learner.budget = min(learner.budget, self.budget)  # also of a checkpoint from before the loss
         return learner

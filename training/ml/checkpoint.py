@@ -47,7 +47,8 @@ def _put(learner: "Learner", parameters: list[torch.Tensor], optimizer: dict[str
 def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watch) -> None:
     """Writes folder/checkpoint-<step> whole and durable, then removes all but the newest KEEP.
 
-    The order of the pairs is a function of the step, so the step is the position in the data.
+    The order of the pairs is a function of the step, so the step is the position in the data. Nothing is removed once
+    another attempt can have begun, which was told to go on from what was the newest then.
     """
     if not parallel.is_first():
         return
@@ -68,14 +69,23 @@ def save(folder: Path, learner: "Learner", identity: dict[str, Any], watch: Watc
     with watch.shielded():
         with files.new_folder(folder / f"checkpoint-{learner.step}") as part:
             torch.save(state, part / "state.pt")
-        for old in kept(folder)[:-KEEP]:
-            shutil.rmtree(old)
+        old = kept(folder)[:-KEEP]
+        for path in old if watch.is_alone() else []:
+            shutil.rmtree(path)
 
 
 def kept(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+
+def resume(newest: Path, learner: "Learner", identity: dict[str, Any]) -> bool:
+    """Puts the learner where `newest` was or, if that is unusable, one beside it; the steps in between are taken again.
+    False, and the learner untouched, if none is usable."""
+    beside = kept(newest.parent)
+    older = beside[: beside.index(newest)] if newest in beside else beside
+    return any(load(path, learner, identity) for path in (newest, *reversed(older)))
 
 
 def load(path: Path, learner: "Learner", identity: dict[str, Any]) -> bool:

@@ -28,7 +28,7 @@ import torch
 from training import catalog
 from training.ml import files, jobs, lanes, parallel
 from training.ml.attempt import Attempt
-from training.ml.errors import Stopped, describe
+from training.ml.errors import LeaseLost, Stopped, describe
 from training.ml.policy_attempt import PolicyAttempt
 from training.ml.reward_attempt import RewardAttempt
 from training.ml.watch import Watch
@@ -61,8 +61,9 @@ def _carry_out(attempt: Attempt) -> int:
     except Stopped as stop:
         print(f"stopped ({type(stop).__name__})", flush=True)
         attempt.watch.is_stopping = False  # obeyed: it must not interrupt the checkpoint
-        with attempt.watch.shielded():
-            attempt.save_checkpoint()
+        if not isinstance(stop, LeaseLost):
+            with attempt.watch.shielded():
+                attempt.save_checkpoint()
         return stop.exit_code
     return 0
 

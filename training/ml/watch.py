@@ -64,13 +64,20 @@ class Watch:
             self._check_lease()
 
     def _check_lease(self) -> None:
+        if not self._holds_lease(STALE_SECONDS):
+            raise LeaseLost
+
+    def _holds_lease(self, overdue: float) -> bool:
+        """Whether the lease is ours and ended at most `overdue` seconds ago."""
         try:
             lease = json.loads(self.lease.read_text(encoding="utf-8"))
-            is_ours = lease["token"] == self.token and time.time() <= lease["until"] + STALE_SECONDS
+            return bool(lease["token"] == self.token and time.time() <= lease["until"] + overdue)
         except (OSError, ValueError, TypeError, KeyError):
-            is_ours = False  # it is replaced atomically: an unreadable one is nobody's
-        if not is_ours:
-            raise LeaseLost
+            return False  # it is replaced atomically: an unreadable one is nobody's
+
+    def is_alone(self) -> bool:
+        """Whether no other attempt can have begun: past its time a lease is given to the next one."""
+        return not self.is_leased or self._holds_lease(0)
 
     def report(self, *, is_due: bool = False, **values: Any) -> None:
         """Puts values into status.json, at most twice a second unless `is_due`, and checks."""

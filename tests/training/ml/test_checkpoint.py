@@ -1,10 +1,11 @@
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training.ml.cases import make_learner, some_pairs
+from tests.training.ml.cases import make_learner, some_pairs, write_lease
 from training.ml import checkpoint, loop, optim, policy
 from training.ml.data import Order
 from training.ml.loop import Learner
@@ -71,6 +72,40 @@ def test_it_keeps_the_last_two(learner: Learner, tmp_path: Path, watch: Watch) -
         checkpoint.save(tmp_path, learner, IDENTITY, watch)
     assert [path.name for path in checkpoint.kept(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_it_removes_nothing_once_another_attempt_can_have_begun(learner: Learner, tmp_path: Path) -> None:
+    write_lease(tmp_path)
+    watch = Watch(tmp_path, token=1)
+    for learner.step in (2, 9, 10):
+        checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    write_lease(tmp_path, seconds=-1)  # stale, and not yet lost
+    for learner.step in (11, 12):
+        checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    assert [path.name for path in checkpoint.kept(tmp_path)] == [f"checkpoint-{step}" for step in (9, 10, 11, 12)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_it_resumes_from_an_older_one_when_the_newest_is_damaged(
+    learner: Learner, tmp_path: Path, watch: Watch, damage: str
+) -> None:
+    for learner.step in (2, 9, 10):
+        checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    newest = tmp_path / "checkpoint-10"
+    if damage == "missing":
+        shutil.rmtree(newest)
+    else:
+        (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:-1000])
+    learner.step = 0
+    assert checkpoint.resume(newest, learner, IDENTITY)
+    assert learner.step == 9
+
+
+def test_it_resumes_from_the_one_it_is_told(learner: Learner, tmp_path: Path, watch: Watch) -> None:
+    for learner.step in (9, 10):
+        checkpoint.save(tmp_path, learner, IDENTITY, watch)
+    assert checkpoint.resume(tmp_path / "checkpoint-9", learner, IDENTITY)
+    assert learner.step == 9
 
 
 def test_it_does_not_take_half_a_checkpoint_for_one(learner: Learner, tmp_path: Path, watch: Watch) -> None:

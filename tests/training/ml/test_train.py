@@ -175,7 +175,8 @@ def test_it_ends_when_the_lease_is_lost(finished: Path, tiny_model_dir: Path, tm
     attempt = write_attempt(copy_of(finished, tmp_path), tiny_model_dir)
     with at_pass(7, lambda: write_lease(attempt, token=2)):
         assert train.main(attempt) == 4
-    assert [path.name for path in attempt.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert len(read_metrics(attempt)) == 3
+    assert not list(attempt.glob("checkpoint-*"))  # another attempt may have begun
     assert not (attempt / "error.json").exists()
 
 
