@@ -1,15 +1,14 @@
 """May an adapter be published? By its choices on held-out pairs, against the incumbent's, and by what it writes.
 
-The rule: at least `min_heldout_pairs` pairs of at least `min_heldout_prompts` prompts, the 95 % interval of the difference
-in accuracy (`training.heldout`) neither reaching below zero, or what the campaign allows, nor being nothing but zero; and
-every guard passed (`training.guards`), whatever the choices are worth. Pairs that people called a tie have no right answer
-and are left out. Verdict, figures and the rules that were asked stay with the adapter.
+The rule: at least `min_heldout_pairs` pairs of at least `min_heldout_prompts` prompts; the 95 % interval of the difference
+in accuracy (`training.heldout`) wholly above zero (better beyond doubt) or, where the campaign allows a loss, wholly above
+that loss and not wholly below zero (no worse beyond doubt); and every guard passed (`training.guards`), whatever the choices
+are worth. Pairs that people called a tie are left out (`training.margins`). Verdict, figures and the rules that were asked
+stay with the adapter.
 """
 
-import json
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ from django.utils.translation import gettext as _
 
 from serving import adapters, artifacts
 from serving.models import Adapter, Deployment
-from training import attempts, guards, rules, runs
+from training import attempts, guards, lineage, margins, rules, runs
 from training.guards import BrokenEvaluation, Guard
 from training.heldout import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED, Score, compare
+from training.margins import Held, read_rows
 from training.models import Evaluation, Policy, Run
 from training.rules import Rules
 
 __all__ = [
-    "MIN_PROMPTS", "BrokenEvaluation", "ReasonWanted", "Score", "compare", "describe", "evaluate", "is_passed",
-    "needs_reason", "policy_of", "publish", "read_rows", "rules_of",
+    "MIN_PROMPTS", "BrokenEvaluation", "ReasonWanted", "Score", "compare", "describe", "doubt", "evaluate",
+    "is_passed", "needs_reason", "policy_of", "publish", "read_rows", "rules_of",
 ]  # fmt: skip
 
 MIN_PROMPTS = Rules().min_heldout_prompts
@@ -50,7 +50,9 @@ class Judgement:
 def evaluate(run: Run, adapter: Adapter, folder: Path) -> Evaluation:
     """Judges an attempt's evaluation.json and stores verdict and evidence, once per run. Raises BrokenEvaluation."""
     policy = policy_of(run)
-    found = judge(folder, _ties(run), policy.min_heldout_pairs, rules_of(policy))
+    if run.snapshot is None:
+        raise BrokenEvaluation(_("This run has no snapshot to be judged on."))
+    found = judge(folder, run.snapshot.folder, policy.min_heldout_pairs, rules_of(policy))
     values = {
         "adapter": adapter,
         "incumbent": run.incumbent,
@@ -61,20 +63,20 @@ def evaluate(run: Run, adapter: Adapter, folder: Path) -> Evaluation:
     return Evaluation.objects.update_or_create(run=run, defaults=values)[0]
 
 
-def judge(folder: Path, ties: set[str], min_pairs: int, asked: Rules) -> Judgement:
-    """The gate's word on an attempt's evaluation.json; `ties`: the pairs without a right answer. Raises BrokenEvaluation."""
-    rows, policy = read_rows(folder), (attempts.read_json(folder / "evaluation.json") or {}).get("policy")
-    judged = [row for row in rows if row["pair"] not in ties]
-    score = compare(
-        np.array([row["margin"] for row in judged]),
-        np.array([row["incumbent_margin"] for row in judged]),
-        [row["prompt_sha256"] for row in judged],
-        np.array([row.get("label", 1.0) for row in judged]),
-    )
+def judge(folder: Path, snapshot: Path, min_pairs: int, asked: Rules) -> Judgement:
+    """The gate's word on an attempt's evaluation.json, for the pairs that its snapshot holds out (both folders). Raises
+    BrokenEvaluation.
+    """
+    held, n_ties = margins.read(folder, snapshot)
+    policy = (attempts.read_json(folder / "evaluation.json") or {}).get("policy")
+    judged = margins.without_steered(held, min_pairs, asked.min_heldout_prompts)
+    score = _score(judged)
     checked = guards.check(guards.read(policy), score, asked)
     evidence = {
         **asdict(score),
-        "ties_left_out": len(rows) - len(judged),
+        "ties_left_out": n_ties,
+        "steered_left_out": len(held) - len(judged),
+        "steered": sum(pair.is_steered for pair in judged),
         "min_heldout_pairs": min_pairs,
         "min_heldout_prompts": asked.min_heldout_prompts,
         "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "level": 0.95},
@@ -87,6 +89,15 @@ def judge(folder: Path, ties: set[str], min_pairs: int, asked: Rules) -> Judgeme
     return Judgement(passed, verdict(score, checked, min_pairs, asked), evidence)
 
 
+def _score(held: Sequence[Held]) -> Score:
+    return compare(
+        np.array([pair.margin for pair in held]),
+        np.array([pair.incumbent_margin for pair in held]),
+        [pair.prompt_sha256 for pair in held],
+        np.array([pair.label for pair in held]),
+    )
+
+
 def is_passed(score: Score, min_pairs: int, asked: Rules | None = None) -> bool:
     """Whether the choices on held-out pairs are good enough."""
     asked = asked or Rules()
@@ -94,8 +105,9 @@ def is_passed(score: Score, min_pairs: int, asked: Rules | None = None) -> bool:
         return False
     if score.n_prompts < asked.min_heldout_prompts:
         return False
-    # All zero: nothing was learned, or nothing that these pairs can show.
-    return score.low >= -asked.max_accuracy_loss and score.high > 0
+    # An end that lies at zero shows nothing: of pairs that a version without merit changes at random, few change, and many
+    # resamples hold none of them. The other end: a loss that is beyond doubt is one, however small.
+    return score.low > -asked.max_accuracy_loss and score.high > 0
 
 
 def verdict(score: Score, checked: Sequence[Guard], min_pairs: int, asked: Rules | None = None) -> str:
@@ -107,7 +119,8 @@ def verdict(score: Score, checked: Sequence[Guard], min_pairs: int, asked: Rules
 
 def describe(score: Score, min_pairs: int, asked: Rules | None = None) -> str:
     """The choices on held-out pairs in words."""
-    min_prompts = (asked or Rules()).min_heldout_prompts
+    asked = asked or Rules()
+    min_prompts = asked.min_heldout_prompts
     if score.n_pairs < min_pairs or score.difference is None or score.low is None or score.high is None:
         return f"not enough judgments to tell: {score.n_pairs} held-out pairs, at least {min_pairs} wanted"
     if score.n_prompts < min_prompts:
@@ -119,7 +132,10 @@ def describe(score: Score, min_pairs: int, asked: Rules | None = None) -> str:
         return f"better by {_points(score.difference)} points, {interval}"
     if score.high < 0:
         return f"worse by {_points(-score.difference)} points, {interval}"
-    return f"no clear difference: {score.difference * 100:+.1f} points, {interval}"
+    change = f"{score.difference * 100:+.1f} points, {interval}"
+    if is_passed(score, min_pairs, asked):
+        return f"not worse by {_points(asked.max_accuracy_loss)} points or more: {change}"
+    return f"no clear difference: {change}"
 
 
 def policy_of(run: Run) -> Policy:
@@ -128,75 +144,66 @@ def policy_of(run: Run) -> Policy:
 
 
 def rules_of(policy: Policy) -> Rules:
-    """The campaign's rules. Raises rules.RuleError where what is stored is none."""
-    return rules.parse(policy.rules)
+    """The campaign's rules."""
+    return rules.read(policy.rules)
 
 
 def needs_reason(adapter: Adapter) -> bool:
-    """Whether the gate has not found an adapter better than what answers now. The base needs no reason."""
-    return bool(_doubt(adapter))
+    """Whether there is any doubt about publishing an adapter."""
+    return bool(doubt(adapter))
+
+
+def doubt(adapter: Adapter) -> str:
+    """Why publishing an adapter takes a reason now, for people; empty when it takes none, as for the base and for what is
+    current already.
+    """
+    current = Deployment.objects.filter(alias=adapters.CURRENT).values_list("adapter_id", flat=True).first()
+    return _doubt(adapter, current)
 
 
 def publish(run: Run, *, actor: User | None, reason: str = "", expected_generation: int | None = None) -> Deployment:
-    """Makes a run's adapter the current one. Raises ReasonWanted, and what serving.adapters.publish raises."""
+    """Makes a run's adapter the current one. Raises ReasonWanted, and what serving.adapters.publish raises.
+
+    AliasMoved also without an expected generation, where somebody else published while this one was loaded and tested: what
+    was looked into was a change from the version before theirs.
+    """
     if run.adapter is None:
         raise adapters.NotServable(_("Run %d has no adapter.") % run.pk)
-    if (doubt := _doubt(run.adapter)) and not reason.strip():
-        raise ReasonWanted(doubt)
+    before = adapters.deployment()
+    if (why := _doubt(run.adapter, before.adapter_id)) and not reason.strip():
+        raise ReasonWanted(why)
     started = time.monotonic()
     deployment = adapters.publish(
-        run.adapter, actor=actor, reason=reason.strip(), expected_generation=expected_generation
+        run.adapter,
+        actor=actor,
+        reason=reason.strip(),
+        expected_generation=before.generation if expected_generation is None else expected_generation,
     )
     runs.add_timing(run, "publish", time.monotonic() - started)
     return deployment
 
 
-def _doubt(adapter: Adapter) -> str:
-    """Why publishing an adapter takes a reason, by its newest evaluation; empty when it takes none."""
-    newest = adapter.evaluations.order_by("-id").first()
+def _doubt(adapter: Adapter, current: int | None) -> str:
+    """`current`: id of the version that answers now, if any does."""
     if adapter.is_base:
         return ""
+    newest = adapter.evaluations.order_by("-id").first()
     if newest is None or not newest.is_passed:
         return _("The gate did not pass %s. Give a reason for publishing it all the same.") % adapter
-    current = Deployment.objects.filter(alias=adapters.CURRENT).values_list("adapter_id", flat=True).first()
-    if current in (None, adapter.pk, newest.incumbent_id):
+    if current == adapter.pk:
         return ""
-    return (
-        _("%s was compared with a version that is not the current one any more. Give a reason for publishing it.")
-        % adapter
-    )
+    if current not in (None, newest.incumbent_id):
+        return (
+            _("%s was compared with a version that is not the current one any more. Give a reason for publishing it.")
+            % adapter
+        )
+    if lineage.learned_retracted(adapter):
+        return (
+            _("%s learned from judgments that were taken back since. Give a reason for publishing it all the same.")
+            % adapter
+        )
+    return ""
 
 
 def _points(share: float) -> str:
     return f"{share * 100:.1f}".replace("-0.0", "0.0").replace("-", "−")
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The held-out pairs of an attempt's evaluation.json. Raises BrokenEvaluation."""
-    rows = (attempts.read_json(folder / "evaluation.json") or {}).get("heldout")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_row(row) for row in rows):
-        raise BrokenEvaluation(_("The trainer left no usable evaluation.json; its log says why."))
-    return rows
-
-
-def _is_row(row: dict[str, Any]) -> bool:
-    margins = (row.get("margin"), row.get("incumbent_margin"))
-    return (
-        isinstance(row.get("pair"), str)
-        and isinstance(row.get("prompt_sha256"), str)
-        and all(isinstance(m, int | float) and math.isfinite(m) for m in margins)
-        and isinstance(label := row.get("label", 1.0), int | float)
-        and 0 <= label <= 1
-    )
-
-
-def _ties(run: Run) -> set[str]:
-    return {row["pair"] for row in _heldout(run) if row["label"] == 0.5}
-
-
-def _heldout(run: Run) -> Iterator[dict[str, Any]]:
-    if run.snapshot is None:
-        raise BrokenEvaluation(_("This run has no snapshot to be judged on."))
-    with (run.snapshot.folder / "heldout.jsonl").open() as file:
-        for line in file:
-            yield json.loads(line)

@@ -27,7 +27,10 @@ class Rules:
         10, "fewer held-out prompts than this cannot tell whether a version is better", low=2, high=100_000
     )
     max_accuracy_loss: float = param(
-        0.0, "how far the interval of the difference in held-out accuracy may reach below zero", low=0, high=0.5
+        0.0,
+        "how far the interval of the difference in held-out accuracy may reach below zero; 0 asks for better beyond doubt",
+        low=0,
+        high=0.5,
     )
     max_brier_rise: float = param(
         0.05, "how much larger than the current version's the Brier score may be beyond doubt", low=0, high=1

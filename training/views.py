@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from labeling.models import Campaign
 from serving import adapters, client
-from training import catalog, dashboard, estimates, gates, live, report, runs
+from training import catalog, dashboard, estimates, gates, lineage, live, report, runs
 from training.forms import RunForm, RunNoteForm
 from training.models import Run
 
@@ -71,7 +71,10 @@ def run_estimate(request: HttpRequest) -> HttpResponse:
         raise Http404
     form = RunForm(method.name, request.GET)
     form.is_valid()  # what is not (yet) valid counts with its default
-    estimate = estimates.of_run(campaign, method, form.cleaned_data)
+    try:
+        estimate = estimates.of_run(campaign, method, form.cleaned_data)
+    except estimates.StillCounting:
+        return HttpResponse(_("The judgments are being counted…"), status=202)
     return render(request, "training/_estimate.html", {"estimate": estimate})
 
 
@@ -101,6 +104,8 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
         "is_active": run.status in Run.ACTIVE,
         "state_key": live.state_key(run),
         "retries": run.retries.order_by("id"),
+        "doubt": gates.doubt(run.adapter) if run.adapter else "",
+        "learned_retracted": run.adapter is not None and lineage.learned_retracted(run.adapter),
         "before": Run.objects.filter(campaign=run.campaign_id, pk__lt=run.pk, step__gt=0).order_by("-pk").first(),
         "note_form": RunNoteForm(instance=run),
         **_rights(request),

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from django.db.models import ProtectedError
+from django.template.loader import render_to_string
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling.models import Campaign
+from labeling.retractions import retract_judgment
 from serving import adapters
 from serving.models import Adapter, Deployment
-from tests.training.rows import POLICY, add_campaign, add_comparison, add_judged, add_prompt, judge
+from tests.training.rows import NOW, POLICY, add_annotator, add_campaign, add_comparison, add_judged, add_prompt, judge
 from training import attempts, gates
 from training.gates import BrokenEvaluation, ReasonWanted, Score, compare, describe, is_passed
 from training.models import Policy, Run
+from training.rules import Rules
 from training.snapshots import freeze, is_heldout
 
 MARGINS = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.integers(0, 9)), min_size=1, max_size=40)
@@ -99,7 +102,7 @@ def test_it_gives_the_same_interval_every_time() -> None:
         ((412, 0.041, 0.006, 0.075), "better by 4.1 points, 95 % 0.6 to 7.5, 412 held-out pairs", True),
         ((412, -0.03, -0.05, -0.01), "worse by 3.0 points, 95 % −5.0 to −1.0, 412 held-out pairs", False),
         ((50, 0.02, -0.04, 0.08), "no clear difference: +2.0 points, 95 % −4.0 to 8.0, 50 held-out pairs", False),
-        ((50, 0.01, 0.0, 0.03), "no clear difference: +1.0 points, 95 % 0.0 to 3.0, 50 held-out pairs", True),
+        ((50, 0.01, 0.0, 0.03), "no clear difference: +1.0 points, 95 % 0.0 to 3.0, 50 held-out pairs", False),
         ((50, 0.0, 0.0, 0.0), "no difference, 50 held-out pairs", False),
         ((3, 0.5, 0.5, 0.5), "not enough judgments to tell: 3 held-out pairs, at least 20 wanted", False),
     ],
@@ -109,6 +112,45 @@ def test_it_says_the_verdict_in_words(figures: tuple[int, float, float, float], 
     found = Score(n, n, 0.5 + difference, 0.5, difference, low, high)
     assert describe(found, 20) == verdict
     assert is_passed(found, 20) is passes
+
+
+@pytest.mark.parametrize(
+    ("figures", "verdict", "passes"),
+    [
+        (
+            (0.01, -0.01, 0.03),
+            "not worse by 2.0 points or more: +1.0 points, 95 % −1.0 to 3.0, 50 held-out pairs",
+            True,
+        ),
+        ((0.01, 0.0, 0.03), "not worse by 2.0 points or more: +1.0 points, 95 % 0.0 to 3.0, 50 held-out pairs", True),
+        ((0.03, 0.01, 0.05), "better by 3.0 points, 95 % 1.0 to 5.0, 50 held-out pairs", True),
+        ((0.0, -0.02, 0.02), "no clear difference: +0.0 points, 95 % −2.0 to 2.0, 50 held-out pairs", False),
+        ((-0.01, -0.015, -0.001), "worse by 1.0 points, 95 % −1.5 to −0.1, 50 held-out pairs", False),
+        ((0.0, 0.0, 0.0), "no difference, 50 held-out pairs", False),
+    ],
+)
+def test_it_asks_for_no_worse_where_the_campaign_allows_a_loss(
+    figures: tuple[float, float, float], verdict: str, passes: bool
+) -> None:
+    difference, low, high = figures
+    found, asked = Score(50, 50, 0.5 + difference, 0.5, difference, low, high), Rules(max_accuracy_loss=0.02)
+    assert describe(found, 20, asked) == verdict
+    assert is_passed(found, 20, asked) is passes
+
+
+@pytest.mark.parametrize(("n_prompts", "flips"), [(10, 0.05), (20, 0.05), (50, 0.02), (10, 0.3), (20, 0.5)])
+def test_it_passes_hardly_ever_what_differs_from_the_current_version_by_chance(n_prompts: int, flips: float) -> None:
+    """Two pairs a prompt, and a share of the choices turned around. (A lower end of zero would pass 27 to 31 % of the first
+    three.) Beyond doubt is 2.5 %; an interval over ten prompts is too narrow, by as much again.
+    """
+    rng, n_trials = np.random.default_rng(0), 60
+    prompts = [str(i // 2) for i in range(2 * n_prompts)]
+    n_passed = 0
+    for _trial in range(n_trials):
+        old = rng.choice([-1.0, 1.0], len(prompts))
+        new = np.where(rng.random(len(prompts)) < flips, -old, old)
+        n_passed += is_passed(compare(new, old, prompts), 20)
+    assert n_passed <= 0.07 * n_trials
 
 
 def test_it_does_not_pass_many_pairs_of_few_prompts() -> None:
@@ -187,6 +229,7 @@ def test_it_leaves_out_pairs_that_people_called_a_tie() -> None:
         {"margin": "0.3"},
         {"margin": None},
         {"pair": 7},
+        {"pair": "0-0"},
         {"incumbent_margin": None},
         {"label": None},
         {"label": 1.5},
@@ -254,6 +297,27 @@ def test_it_wants_as_many_prompts_and_as_small_a_loss_as_the_campaign_says() -> 
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(("n_heldout", "left_out", "kept"), [(12, 2, 0), (10, 0, 2)])
+def test_it_says_whether_the_monitor_looked_at_what_it_judges_by(n_heldout: int, left_out: int, kept: int) -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, n_heldout)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=10)
+    run = add_run(campaign)
+    write_evaluation(run, 0.3)
+    found = attempts.read_json(run.folder / "evaluation.json") or {}
+    for row in found["heldout"][:2]:
+        row |= {"steered": True, "margin": -0.3}
+    attempts.write_json(run.folder / "evaluation.json", found)
+    evaluation = gates.evaluate(run, add_adapter(), run.folder)
+    evidence = evaluation.evidence
+    assert (evidence["steered_left_out"], evidence["steered"], evidence["n_pairs"]) == (left_out, kept, 10)
+    assert evidence["accuracy"] == (1.0 if left_out else 0.8)
+    page = render_to_string("training/_gate.html", {"evaluation": evaluation})
+    assert ("left out: the monitor looked at them" in page) is bool(left_out)
+    assert ("The monitor looked at 2 of these pairs" in page) is bool(kept)
+
+
+@pytest.mark.django_db
 def test_it_never_forgets_a_verdict() -> None:
     """Not with its adapter, and not by an admin: the run's page may not delete."""
     campaign = add_campaign()
@@ -300,3 +364,20 @@ def test_it_wants_a_reason_when_the_gate_compared_with_a_version_that_is_not_cur
         gates.publish(run, actor=None)
     Deployment.objects.filter(pk=deployment.pk).update(adapter=run.adapter)
     assert not gates.needs_reason(run.adapter)  # publishing it again changes nothing
+
+
+@pytest.mark.django_db
+def test_it_wants_a_reason_for_what_learned_from_a_judgment_that_was_taken_back() -> None:
+    campaign = add_campaign()
+    rows = add_judged(campaign, 4, 10)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
+    run = add_run(campaign)
+    run.adapter = add_adapter()
+    run.save()
+    write_evaluation(run, 0.3)
+    gates.evaluate(run, run.adapter, run.folder)
+    assert gates.doubt(run.adapter) == ""
+    retract_judgment(rows[0], add_annotator(), "a mistake", NOW)
+    assert "taken back since" in gates.doubt(run.adapter)
+    Deployment.objects.create(alias=adapters.CURRENT, adapter=run.adapter)
+    assert gates.doubt(run.adapter) == ""  # publishing it again changes nothing

@@ -44,8 +44,9 @@ def trained(root: Path, model: Path, pairs: list[dict[str, Any]]) -> Path:
     return attempt
 
 
-def judge(folder: Path) -> gates.Judgement:
-    return gates.judge(folder, set(), 20, ASKED)
+def judge(attempt: Path, root: Path | None = None) -> gates.Judgement:
+    """`root`: beside whose snapshot, if not the attempt's own."""
+    return gates.judge(attempt, (root or attempt.parent) / "snapshot", 20, ASKED)
 
 
 def refused(found: gates.Judgement) -> set[str]:
@@ -77,7 +78,7 @@ def test_it_refuses_one_whose_weights_were_blown_up(good: Path, tmp_path: Path) 
     with Watch(tmp_path, 1) as watch:
         evidence = _examine(job, base, model, watch)
     (tmp_path / "evaluation.json").write_text(json.dumps(evidence))
-    found = judge(tmp_path)
+    found = judge(tmp_path, good.parent)
     assert not found.is_passed
     assert "kl" in refused(found)
     assert "moved far from the base" in found.verdict
