@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.html import escape
 from pytest_django import Settings
 
 from labeling.models import Campaign
+from labeling.retractions import retract_judgment
 from serving import adapters
 from serving.models import Adapter, Deployment
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
-from tests.training.rows import NOW, add_campaign, add_judged
+from tests.training.rows import NOW, add_annotator, add_campaign, add_judged
 from training import attempts, catalog, runs
 from training.models import Evaluation, Metric, Run
+from training.snapshots import freeze
 
 pytestmark = pytest.mark.django_db
 
@@ -257,6 +260,47 @@ def test_it_publishes_nothing_without_the_reason(admin_client: Client, run: Run)
     finished(run, is_passed=False)
     answer = admin_client.post(reverse("admin:training_run_publish", args=[run.pk]), follow=True)
     assert b"Give a reason" in answer.content
+
+
+def test_it_says_what_learned_from_a_judgment_that_was_taken_back(admin_client: Client, run: Run) -> None:
+    rows = add_judged(run.campaign, 4)
+    Run.objects.filter(pk=run.pk).update(snapshot=freeze(run.campaign))
+    page = reverse("admin:training_run_change", args=[finished(run, is_passed=True).pk])
+    Evaluation.objects.update(incumbent=adapters.base())
+    words = b"learned from judgments that were taken back since"
+    assert words not in admin_client.get(page).content
+    retract_judgment(rows[0], add_annotator(), "a mistake", NOW)
+    content = admin_client.get(page).content
+    assert words in content
+    assert b"Give a reason for publishing it all the same.</label>" in content
+    assert b'name="reason" required' in content
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_gives_way_to_who_published_first(
+    admin_client: Client, run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    settings.MODEL = str(tmp_path)
+    (tmp_path / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64}))
+    theirs = Adapter.objects.create(name="adapter-3-b", sha256="d" * 64, base_sha256="b" * 64, status="ready")
+    finished(run, is_passed=True)
+    Adapter.objects.update(status=Adapter.Status.READY)
+    Evaluation.objects.update(incumbent=adapters.base())
+    engine = ScriptedEngine()
+
+    def publish_theirs() -> None:
+        engine.before_load = lambda: None
+        try:
+            adapters.publish(theirs)
+        finally:
+            connection.close()
+
+    with running(engine) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        engine.before_load = publish_theirs
+        answer = admin_client.post(reverse("admin:training_run_publish", args=[run.pk]), follow=True)
+    assert "it is adapter-3-b now. Look again, then decide." in answer.content.decode()
+    assert adapters.current() == theirs
 
 
 def test_it_has_nothing_to_publish_of_a_run_without_adapter(admin_client: Client, run: Run) -> None:
