@@ -2,6 +2,7 @@
 
 const form = document.querySelector("[data-start]");
 const QUIET_MS = 250; // after the last change, until the estimate is asked for
+const COUNTING_MS = 1000; // until it is asked for again, while the judgments are being counted
 
 form.addEventListener("change", (event) => {
   if (event.target.name === "method") loadParameters();
@@ -77,26 +78,29 @@ function markPreset() {
 // --- the estimate ----------------------------------------------------------------------------------------------------
 
 let timer;
-let asked = 0;
+let asking = new AbortController(); // of the question that is under way
 
-function estimateSoon() {
+function estimateSoon(ms = QUIET_MS) {
   clearTimeout(timer);
-  timer = setTimeout(estimate, QUIET_MS);
+  timer = setTimeout(estimate, ms);
 }
 
 async function estimate() {
   const data = new FormData(form);
   data.delete("csrfmiddlewaretoken");
-  asked += 1;
-  const mine = asked;
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
   try {
-    const response = await fetch(`${form.dataset.estimate}?${new URLSearchParams(data)}`);
-    if (!response.ok || mine !== asked) return; // a later question is under way
+    const response = await fetch(`${form.dataset.estimate}?${new URLSearchParams(data)}`, { signal });
+    if (!response.ok) return;
+    const text = await response.text();
+    if (response.status === 202) estimateSoon(COUNTING_MS);
     const shown = form.querySelector("[data-show=estimate]");
-    shown.innerHTML = await response.text(); // our own template, escaped there
+    shown.innerHTML = text; // our own template, escaped there
     form.querySelector("[data-show=summary]").textContent = shown.querySelector("[data-summary]")?.textContent ?? "";
   } catch (error) {
-    console.warn("estimate:", error); // the form works without
+    if (!signal.aborted) console.warn("estimate:", error); // the form works without
   }
 }
 

@@ -7,8 +7,11 @@ from django.core.cache import cache
 from django.test import Client
 from django.urls import reverse
 
-from labeling.models import Campaign
-from tests.training.rows import add_campaign, add_comparison, add_judged, add_prompt, judge
+from labeling.models import Campaign, Judgment
+from labeling.retractions import retract_judgment
+from serving import adapters
+from serving.models import Adapter, Deployment
+from tests.training.rows import NOW, add_annotator, add_campaign, add_comparison, add_judged, add_prompt, judge
 from training import catalog, estimates
 from training.models import Run
 from training.snapshots import freeze
@@ -55,6 +58,7 @@ def test_it_counts_by_what_the_method_learns_from(campaign: Campaign) -> None:
     assert of(campaign, "kto", splits_pairs=True).n == 2 + 2 * 20
     edits = of(campaign, "sft")
     assert (edits.n, edits.n_steps, edits.missing) == (0, 0, 4)
+    assert of(campaign, "kto", splits_pairs=False).missing == 0, "pairs count when judgments are frozen"
 
 
 def test_it_counts_anew_when_somebody_judged(campaign: Campaign) -> None:
@@ -63,12 +67,55 @@ def test_it_counts_anew_when_somebody_judged(campaign: Campaign) -> None:
     assert of(campaign).n == before + 1
 
 
+def put_in_chat(campaign: Campaign) -> Adapter:
+    """A version of this campaign that learned from all judgments so far."""
+    made = Adapter.objects.create(name="adapter-2-a", sha256="a" * 64, base_sha256="b" * 64, status="ready")
+    Run.objects.create(
+        campaign=campaign, snapshot=freeze(campaign), method="dpo", status="succeeded", adapter=made,
+        params={"start": "base"},
+    )  # fmt: skip
+    Deployment.objects.create(alias=adapters.CURRENT, adapter=made)
+    return made
+
+
 def test_it_learns_new_pairs_and_replays_old_ones_when_it_continues(campaign: Campaign) -> None:
-    Run.objects.create(campaign=campaign, snapshot=freeze(campaign), method="dpo", status="succeeded")
+    put_in_chat(campaign)
     for _number in range(3):
         judge(add_comparison(train_prompt(campaign)))
     assert of(campaign, start="incumbent", replay=2.0).n == 9
-    assert of(campaign).n == 23
+    assert of(campaign, start="incumbent", replay=0.5).n == 3 + 2
+    assert of(campaign, start="incumbent", replay=100.0).n == of(campaign).n == 23
+    assert of(campaign, "kto", start="incumbent", replay=0.0).n == 2 * 3
+    assert of(campaign, start="incumbent").missing == 0, "freezing asks for lines, new or not"
+
+
+def test_it_counts_as_new_what_the_current_version_has_not_seen(campaign: Campaign) -> None:
+    """Another run learned from everything since, and is not in chat."""
+    version = put_in_chat(campaign)
+    judge(add_comparison(train_prompt(campaign)))
+    Run.objects.create(campaign=campaign, snapshot=freeze(campaign, version), method="dpo", status="succeeded")
+    estimate = of(campaign, start="incumbent", replay=1.0)
+    assert (estimate.n, estimate.available.waiting) == (2, 0)
+
+
+def test_it_begins_anew_where_the_current_version_learned_from_what_was_taken_back(campaign: Campaign) -> None:
+    put_in_chat(campaign)
+    said = Judgment.objects.filter(comparison__campaign=campaign, verdict="tie").first()
+    assert said
+    retract_judgment(said, add_annotator(), "a mistake", NOW)
+    assert of(campaign, start="incumbent").n == 20
+
+
+def test_it_counts_once_at_a_time(admin_client: Client, campaign: Campaign) -> None:
+    lock = f"training.estimates.{campaign.pk}.counting"
+    cache.add(lock, True)
+    answer = ask(admin_client, campaign)
+    assert (answer.status_code, "being counted" in answer.content.decode()) == (202, True)
+    cache.delete(lock)
+    assert ask(admin_client, campaign).status_code == 200
+    assert cache.get(lock) is None
+    cache.add(lock, True)
+    assert ask(admin_client, campaign).status_code == 200, "what was counted needs no lock"
 
 
 def test_it_takes_as_long_as_the_newest_run_of_the_method(campaign: Campaign) -> None:
