@@ -308,6 +308,12 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
+def others(method: str) -> list[str]:
+    """The methods that leave something else behind than this one does; one that is gone left an adapter."""
+    output = METHODS[method].output if method in METHODS else "adapter"
+    return [m.name for m in METHODS.values() if m.output != output]
+
+
 def parse(method: str, params: dict[str, Any]) -> Common:
     """The method's parameters, checked. Raises ParameterError on unknown keys, wrong types and values out of bounds."""
     cls = get(method).params

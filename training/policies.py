@@ -7,6 +7,7 @@ from typing import Any
 from django.db import transaction
 from django_celery_beat.models import PeriodicTask
 
+from labeling.models import Campaign
 from serving import adapters, client
 from serving.models import Adapter
 from training import catalog, gates, lineage, runs, snapshots
@@ -25,39 +26,41 @@ def is_due(policy: Policy) -> bool:
     """
     if not policy.is_enabled or not policy.every_n:
         return False
-    last = Run.objects.filter(campaign=policy.campaign_id).order_by("-id").first()
-    if last and last.status in Run.ACTIVE:
+    ours = Run.objects.filter(campaign=policy.campaign_id)
+    if ours.filter(status__in=Run.ACTIVE).exists():
         return False
+    last = ours.exclude(method__in=catalog.others(policy.method)).order_by("-id").first()
     since = last.created_at if last and last.status != Run.Status.SUCCEEDED else None
-    return snapshots.waiting(policy.campaign, since=since) >= policy.every_n
+    return snapshots.waiting(policy.campaign, method=policy.method, since=since) >= policy.every_n
 
 
 def check() -> list[Run]:
-    """Starts every run that is due by count, and publishes what a lost worker had left unpublished.
-
-    A policy whose parameters the catalog refuses (they were valid once) is logged and holds up no other.
-    """
+    """Starts every run that is due by count, and publishes what a lost worker had left unpublished."""
     forget_orphans()
     started = []
     for policy in Policy.objects.filter(is_enabled=True, campaign__status="active").select_related("campaign"):
-        try:
-            if is_due(policy) and (run := start(policy)):
-                started.append(run)
-        except catalog.ParameterError as error:
-            log.error("the policy of “%s” cannot train: %s", policy.campaign, error)
-        newest = Run.objects.filter(campaign=policy.campaign_id, status=Run.Status.SUCCEEDED).order_by("-id").first()
-        if newest:
+        if is_due(policy) and (run := start(policy)):
+            started.append(run)
+        done = Run.objects.filter(campaign=policy.campaign_id, status=Run.Status.SUCCEEDED, adapter__isnull=False)
+        if newest := done.order_by("-id").first():
             publish_if_wanted(newest)
     return started
 
 
 def start(policy: Policy) -> Run | None:
-    """Queues a run of this policy if any judgment is new; None when none is, or a run is active."""
-    if not policy.is_enabled or snapshots.waiting(policy.campaign) == 0:
+    """Queues a run of this policy if any judgment is new; None when none is, a run is active, or the campaign is paused or
+    closed. Parameters that the catalog refuses (they were valid once) are logged and hold up no other policy.
+    """
+    if not policy.is_enabled or policy.campaign.status != Campaign.Status.ACTIVE:
+        return None
+    if snapshots.waiting(policy.campaign, method=policy.method) == 0:
         return None
     try:
         return runs.create(policy.campaign, policy.method, policy.params, trigger=Run.Trigger.POLICY)
     except runs.RunExists:
+        return None
+    except catalog.ParameterError as error:
+        log.error("the policy of “%s” cannot train: %s", policy.campaign, error)
         return None
 
 
@@ -116,8 +119,10 @@ def publish_if_wanted(run: Run) -> bool:
 
     Nobody was faster: the alias still points at the version that the run was compared with. A second call does
     nothing; a rollback by a person is not undone, because from then on the adapter has a deployment event. What ended
-    before the policy was last changed is not published either: whoever switches it on means what is to come. Nor is what
-    learned from a judgment that was taken back during the run: that is for a person to decide.
+    before the policy was last changed is not published either: whoever switches it on means what is to come. Nor is a
+    version that learned from a judgment that was taken back since, by itself or by what it goes on from: that is for a person
+    to decide. What the version in chat had learned from does not matter: runs that begin after a retraction go on from nothing
+    that it touched (`retractions.start_clean`), and a clean version in place of a tainted one is the cure.
     """
     policy = Policy.objects.filter(campaign=run.campaign_id, is_enabled=True, publishes=True).first()
     if policy is None or run.finished_at is None or run.finished_at < policy.updated_at:
@@ -131,7 +136,7 @@ def publish_if_wanted(run: Run) -> bool:
         or deployment.adapter != run.incumbent
     ):
         return False
-    if run.snapshot and lineage.holds_retracted(run.snapshot):
+    if lineage.learned_retracted(run.adapter):
         log.warning("run %d: the policy does not publish what learned from a judgment that was taken back", run.pk)
         return False
     reason = f"policy of “{run.campaign}”: {run.evaluation.verdict}"

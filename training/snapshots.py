@@ -26,7 +26,7 @@ from django.utils.translation import gettext as _
 from labeling import judgments, votes
 from labeling.models import Campaign, Comparison, ComparisonItem, Judgment, Response
 from serving.models import Adapter
-from training import cards, lines, split
+from training import cards, catalog, lines, split
 from training.lines import Line, Lines, Row, Sources, Written
 from training.ml.files import fsync_folder
 from training.models import Run, Snapshot
@@ -68,10 +68,13 @@ def preview(campaign: Campaign, incumbent: Adapter | None = None) -> tuple[Lines
     return made, cards.count(rows, made, leaving)
 
 
-def waiting(campaign: Campaign, *, since: datetime | None = None) -> int:
-    """How many judgments in force, skips left out, the newest successful run has not seen; made after `since`."""
+def waiting(campaign: Campaign, *, method: str = "dpo", since: datetime | None = None) -> int:
+    """How many judgments in force, skips left out, the newest successful run of what `method` makes (a version, or a reward
+    model) has not seen; made after `since`.
+    """
     learned = (
         Run.objects.filter(campaign=campaign, status=Run.Status.SUCCEEDED, snapshot__isnull=False)
+        .exclude(method__in=catalog.others(method))
         .order_by("-id")
         .values_list("snapshot_id", flat=True)
         .first()

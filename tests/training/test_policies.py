@@ -176,7 +176,51 @@ def test_it_leaves_what_learned_from_a_retracted_judgment_to_a_person(
         assert not policies.publish_if_wanted(run)
         assert "taken back" in caplog.text
         run.snapshot = None
+        run.save()
         assert policies.publish_if_wanted(run)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("start", "is_published"), [("incumbent", False), ("base", True)])
+def test_it_asks_what_a_version_goes_on_from_and_not_what_is_in_chat(
+    tmp_path: Path, settings: Settings, start: str, is_published: bool
+) -> None:
+    """The version in chat learned, in another campaign, from a judgment that was taken back."""
+    settings.MODEL = model_card(tmp_path)
+    policy, other = add_policy(publishes=True), add_campaign()
+    Policy.objects.filter(pk=policy.pk).update(updated_at=NOW - timedelta(seconds=1))
+    rows = add_judged(other, 6)
+    tainted = Adapter.objects.create(name="adapter-1-c", sha256="c" * 64, base_sha256="b" * 64, status="ready")
+    Run.objects.create(campaign=other, snapshot=freeze(other), adapter=tainted, status=Run.Status.SUCCEEDED)
+    with running(ScriptedEngine()) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        adapters.publish(tainted)
+        run = add_passed_run(policy.campaign)
+        run.params = {"start": start}
+        run.save()
+        retract_judgment(rows[0], add_annotator(), "a mistake", NOW)
+        assert policies.publish_if_wanted(run) is is_published
+
+
+@pytest.mark.django_db
+def test_it_counts_and_publishes_by_runs_that_make_versions(tmp_path: Path, settings: Settings) -> None:
+    """A reward model learned from all judgments since, and a worker was lost before it published the version."""
+    settings.MODEL = model_card(tmp_path)
+    policy = add_policy(publishes=True)
+    Policy.objects.filter(pk=policy.pk).update(updated_at=NOW - timedelta(seconds=1))
+    add_judged(policy.campaign, 6, now=NOW - timedelta(hours=1))
+    run = add_passed_run(policy.campaign)
+    rewarding = {"campaign": policy.campaign, "method": "reward_model"}
+    Run.objects.create(**rewarding, snapshot=freeze(policy.campaign), status=Run.Status.SUCCEEDED)
+    Run.objects.create(**rewarding, status=Run.Status.FAILED)
+    assert policies.is_due(policy)
+    policy.method = "reward_model"
+    Run.objects.filter(status=Run.Status.FAILED).delete()
+    assert not policies.is_due(policy)
+    with running(ScriptedEngine()) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        policies.check()
+    assert adapters.current() == run.adapter
 
 
 @pytest.mark.django_db(transaction=True)

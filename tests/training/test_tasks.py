@@ -1,11 +1,14 @@
 """Messages carry ids; every task that the settings name exists under that name."""
 
+from typing import Any
+
 import pytest
 from celery import current_app
 from celery.signals import worker_shutting_down
 from django.conf import settings
 from django_celery_beat.schedulers import ModelEntry
 
+from labeling.models import Campaign
 from serving.locks import only_one
 from tests.training.rows import add_campaign, add_judged
 from training import policies, runs, supervisor, tasks
@@ -44,6 +47,26 @@ def test_it_starts_a_run_on_schedule() -> None:
     tasks.train_on_schedule(policy.pk)
     tasks.train_on_schedule(10**6)  # deleted since
     assert Run.objects.count() == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("status", [Campaign.Status.PAUSED, Campaign.Status.CLOSED])
+def test_it_starts_no_run_on_schedule_in_a_campaign_that_rests(status: str) -> None:
+    policy = Policy.objects.create(campaign=add_campaign(status=status), is_enabled=True, every_n=0)
+    add_judged(policy.campaign, 2)
+    tasks.train_on_schedule(policy.pk)
+    assert not Run.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("fields", [{"params": {"no such parameter": 1}}, {"method": "gone"}])
+def test_it_logs_what_the_catalog_refuses_on_schedule(caplog: pytest.LogCaptureFixture, fields: dict[str, Any]) -> None:
+    policy = Policy.objects.create(campaign=add_campaign(), is_enabled=True, every_n=1, **fields)
+    add_judged(policy.campaign, 2)
+    tasks.train_on_schedule(policy.pk)
+    tasks.check_policies()
+    assert not Run.objects.exists()
+    assert caplog.text.count("cannot train") == 2
 
 
 @pytest.mark.django_db
