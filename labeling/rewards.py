@@ -102,6 +102,13 @@ def store(campaign: Campaign, sha256: str, values: Mapping[int, float | None]) -
     want_plan(campaign)
 
 
+def forget(campaign: Campaign, sha256: str) -> None:
+    """Takes back what a reward model said in a campaign, and asks for a plan without it."""
+    said = Response.objects.filter(prompt__campaign=campaign, reward_model=sha256)
+    if said.update(reward=None, rewarded_by=None, reward_model=""):
+        want_plan(campaign)
+
+
 def _score_campaign(campaign: Campaign, adapter: Adapter, ends: float) -> bool:
     """Whether all of them are scored, before `ends`. Raises EngineDown, EngineError."""
     waiting = list(unscored(campaign, adapter).select_related("prompt"))

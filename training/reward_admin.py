@@ -4,16 +4,19 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
-from unfold.decorators import display
+from unfold.decorators import action, display
 
-from serving.admin import ReadOnlyAdmin
-from training import reward_models, scorings
+from labeling import access
+from serving.admin import ReadOnlyAdmin, ReasonForm
+from training import gates, reward_models, scorings
 from training.models import RewardModel, Scoring
 
 SCORING_COLOURS = {
@@ -27,7 +30,7 @@ SCORING_COLOURS = {
 class TrainerAdmin(ReadOnlyAdmin):
     """Rows that are looked at; who may change runs may act on them."""
 
-    def has_act_permission(self, request: HttpRequest) -> bool:
+    def has_act_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
         return request.user.is_active and request.user.has_perm("training.change_run")
 
 
@@ -36,7 +39,8 @@ class RewardModelAdmin(TrainerAdmin):
     list_filter = ("campaign", "is_active", "is_passed")
     list_select_related = ("campaign", "run")
     search_fields = ("campaign__name", "sha256")
-    actions = ("use",)
+    actions_row = ("use",)
+    actions_detail = ("use",)
     readonly_fields = ("shown_run", "shown_calibration", "shown_likelihood", "shown_lengths", "shown_ties")
     fields = (
         "campaign", "shown_run", "is_active", "is_passed", "verdict", "shown_calibration", "shown_likelihood",
@@ -79,17 +83,30 @@ class RewardModelAdmin(TrainerAdmin):
         said, foretold = ties.get("observed"), ties.get("predicted")
         return "–" if said is None or foretold is None else f"{said:.1%}, {foretold:.1%}"
 
-    @admin.action(description=_("Use this one"), permissions=["act"])
-    def use(self, request: HttpRequest, chosen: QuerySet[RewardModel]) -> None:
-        if len(chosen) != 1:
-            messages.error(request, gettext("Choose one reward model: a campaign uses one at a time."))
-            return
-        row = chosen[0]
-        reward_models.use(row)
-        messages.success(
-            request,
-            gettext("“%(campaign)s” uses %(name)s from now on.") % {"campaign": row.campaign, "name": row},
-        )
+    @action(description=_("Use this one…"), url_path="use", permissions=["act"])
+    def use(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """GET asks for a reason, which only a doubtful one needs; POST acts, and goes to its page."""
+        row = self.get_object(request, object_id)
+        if row is None:
+            raise Http404
+        doubt = reward_models.doubt(row)
+        form = ReasonForm(request.POST if request.method == "POST" else None)
+        form.fields["reason"].required = bool(doubt)
+        if form.is_valid():
+            _use(request, row, form.cleaned_data["reason"])
+            return redirect("admin:training_rewardmodel_change", row.pk)
+        context = {**self.admin_site.each_context(request), "title": gettext("Use %s") % row, "row": row}
+        return TemplateResponse(request, "training/use_reward_model.html", {**context, "doubt": doubt, "form": form})
+
+
+def _use(request: HttpRequest, row: RewardModel, reason: str) -> None:
+    try:
+        reward_models.use(row, access.person(request), reason)
+    except (reward_models.NotUsable, gates.ReasonWanted) as error:
+        messages.error(request, str(error))
+    else:
+        said = gettext("“%(campaign)s” uses %(name)s from now on.") % {"campaign": row.campaign, "name": row}
+        messages.success(request, said)
 
 
 class ScoringAdmin(TrainerAdmin):

@@ -20,10 +20,11 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.translation import gettext as _
 
+from labeling import rewards
 from labeling.models import Campaign
 from serving import adapters, artifacts
 from serving.artifacts import InvalidAdapter
-from training import gates
+from training import gates, lineage
 from training.gates import Score
 from training.models import RewardModel, Run
 
@@ -65,13 +66,41 @@ def _store(run: Run, sha256: str, figures: dict[str, Any], rows: list[dict[str, 
         },
     )
     if is_passed and evidence["is_no_worse"]:
-        use(made)
+        _activate(made)
     return made
 
 
-@transaction.atomic
-def use(reward_model: RewardModel) -> None:
-    """Makes it the one that scores its campaign's responses."""
+class NotUsable(ValueError):
+    """It cannot score anything here."""
+
+
+def use(reward_model: RewardModel, user: User, reason: str = "") -> None:
+    """Makes it the one that scores its campaign's responses, by a person's decision, which its history in the admin keeps.
+
+    Raises NotUsable where it reads another base, gates.ReasonWanted where it takes a reason and there is none.
+    """
+    if reward_model.base_sha256 != adapters.base().sha256:
+        raise NotUsable(_("%s reads another base than the one that is served.") % str(reward_model).capitalize())
+    if (why := doubt(reward_model)) and not reason.strip():
+        raise gates.ReasonWanted(why)
+    with transaction.atomic():
+        _activate(reward_model)
+        said = f"{_('taken into use')}: {reason.strip()}" if reason.strip() else _("taken into use")
+        LogEntry.objects.log_actions(user.pk, [reward_model], CHANGE, said, single_object=True)
+
+
+def doubt(reward_model: RewardModel) -> str:
+    """Why using it takes a reason, for people; empty when it takes none."""
+    if not reward_model.is_passed:
+        return _("It did not pass its check. Give a reason for using it all the same.")
+    if reward_model.evidence.get("is_no_worse") is False:
+        return _("It is worse than the one before. Give a reason for using it all the same.")
+    if reward_model.run.snapshot and lineage.holds_retracted(reward_model.run.snapshot):
+        return _("It learned from judgments that were retracted since. Give a reason for using it all the same.")
+    return ""
+
+
+def _activate(reward_model: RewardModel) -> None:
     list(RewardModel.objects.select_for_update().filter(campaign=reward_model.campaign_id).values_list("pk"))
     RewardModel.objects.filter(campaign=reward_model.campaign_id, is_active=True).update(is_active=False)
     RewardModel.objects.filter(pk=reward_model.pk).update(is_active=True)
@@ -80,12 +109,13 @@ def use(reward_model: RewardModel) -> None:
 
 @transaction.atomic
 def put_away(reward_model: RewardModel, user: User, reason: str) -> bool:
-    """Takes it out of use: the campaign goes on without one. Recorded in its history in the admin. False when it was not
-    in use (any more).
+    """Takes it out of use, and its scores with it: the campaign goes on without one. Recorded in its history in the admin.
+    False when it was not in use (any more).
     """
     if not RewardModel.objects.filter(pk=reward_model.pk, is_active=True).update(is_active=False):
         return False
     reward_model.is_active = False
+    rewards.forget(reward_model.campaign, reward_model.sha256)
     LogEntry.objects.log_actions(user.pk, [reward_model], CHANGE, reason, single_object=True)
     return True
 

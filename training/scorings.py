@@ -24,6 +24,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from labeling import rewards
 from labeling.models import Campaign, Response
@@ -37,6 +38,8 @@ TICK_SECONDS = 0.3
 REST = timedelta(minutes=10)  # after a failure, before it is tried again
 NUDGE_EXPIRES_SECONDS = 30  # beat sends the same
 EXIT_DONE, EXIT_FAILED = 0, 1
+LOG_CHARS = 1000  # of the end of a log that says more than the process did
+OUT_OF_USE = gettext_lazy("Its reward model is out of use.")
 TASK = "training.tasks.score_by_reward_models"
 
 
@@ -177,20 +180,22 @@ def _reason_to_stop(scoring: Scoring) -> str:
         return _("Stopped with its worker.")
     if Run.objects.filter(status__in=Run.ACTIVE).exists():
         return _("A run comes first.")
+    if not _is_in_use(scoring):
+        return str(OUT_OF_USE)
     return _("Cancelled.") if _owned(scoring).filter(is_cancel_requested=True).exists() else ""
+
+
+def _is_in_use(scoring: Scoring) -> bool:
+    return RewardModel.objects.filter(pk=scoring.reward_model_id, is_active=True).exists()
 
 
 def _settle(scoring: Scoring, code: int | None, why: str) -> None:
     if code == EXIT_DONE:
-        store(scoring, read_scores(scoring.folder))
-        if end(scoring, Scoring.Status.SUCCEEDED):
-            shutil.rmtree(scoring.folder, ignore_errors=True)
+        is_stored = store(scoring, read_scores(scoring.folder))
+        end(scoring, *((Scoring.Status.SUCCEEDED,) if is_stored else (Scoring.Status.CANCELLED, OUT_OF_USE)))
     elif code == EXIT_FAILED:
-        end(
-            scoring,
-            Scoring.Status.FAILED,
-            attempts.read_error(scoring.folder) or _("Scoring failed; its log says why."),
-        )
+        said = attempts.read_error(scoring.folder) or attempts.read_log_tail(scoring.folder)[-LOG_CHARS:].strip()
+        end(scoring, Scoring.Status.FAILED, said or _("Scoring failed without a word."))
     elif why:  # another job goes on from what the cache has
         end(scoring, Scoring.Status.CANCELLED, why)
     else:  # killed: this job is taken up again, RUN_MAX_ATTEMPTS times
@@ -211,11 +216,21 @@ def read_scores(folder: Path) -> dict[int, float]:
     return found
 
 
-def store(scoring: Scoring, scores: dict[int, float]) -> None:
-    """Writes the rewards onto labeling's rows; what was asked for and not scored is marked as done without."""
+def store(scoring: Scoring, scores: dict[int, float]) -> bool:
+    """Writes the rewards onto labeling's rows; what was asked for and not scored is marked as done without. False, and none
+    is written, where the reward model is out of use by now.
+    """
+    if not _is_in_use(scoring):
+        return False
     asked = [json.loads(line)["response_id"] for line in (scoring.folder / "input.jsonl").read_text().splitlines()]
     values = {pk: scores.get(pk) for pk in asked}
     rewards.store(scoring.reward_model.campaign, scoring.reward_model.sha256, values)
+    if _is_in_use(scoring):
+        return True
+    rewards.forget(
+        scoring.reward_model.campaign, scoring.reward_model.sha256
+    )  # put away in between: after it, not before
+    return False
 
 
 def request_cancel(scoring: Scoring) -> None:
@@ -223,7 +238,21 @@ def request_cancel(scoring: Scoring) -> None:
 
 
 def end(scoring: Scoring, status: str, error: str = "") -> bool:
-    return _update(scoring, status=status, error=error, finished_at=timezone.now(), lease_until=None, trainer_pid=None)
+    """Ends the job, whose files nobody needs any more; False when it is another's."""
+    values = {"finished_at": timezone.now(), "lease_until": None, "trainer_pid": None}
+    if not _update(scoring, status=status, error=error, **values):
+        return False
+    for folder in settings.SCORINGS_DIR.glob(f"{scoring.pk}-*"):  # of every attempt
+        shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def end_forsaken(now: datetime) -> None:
+    """Ends jobs whose worker is gone and whose reward model nobody uses: nobody takes them up again."""
+    stale = Scoring.objects.filter(status=Scoring.Status.RUNNING, lease_until__lt=now, reward_model__is_active=False)
+    for scoring in stale:
+        _kill_orphan(scoring)
+        end(scoring, Scoring.Status.CANCELLED, OUT_OF_USE)
 
 
 def _kill_orphan(scoring: Scoring) -> None:

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from labeling import rewards
 from serving.locks import only_one
-from training import best_of, candidates, policies, runs, scorings, supervisor
+from training import best_of, candidates, leftovers, policies, runs, scorings, supervisor
 from training.models import Policy
 
 
@@ -19,7 +19,10 @@ def supervise(run_id: int) -> None:
 
 @shared_task
 def sweep() -> None:
-    runs.sweep(timezone.now())
+    now = timezone.now()
+    runs.sweep(now)
+    scorings.end_forsaken(now)
+    leftovers.remove(now)
 
 
 @shared_task

@@ -1,10 +1,12 @@
 """Reward models in the admin: their figures, which one is used, and who may say so."""
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
+from serving import adapters
 from tests.training.rows import add_campaign
 from training.models import RewardModel, Run, Scoring
 
@@ -32,7 +34,7 @@ def pair_of_them() -> list[RewardModel]:
             campaign=campaign,
             run=Run.objects.create(campaign=campaign, method="reward_model", status=Run.Status.SUCCEEDED),
             sha256=letter * 64,
-            base_sha256="b" * 64,
+            base_sha256=adapters.base().sha256,
             figures=FIGURES,
             is_passed=True,
             verdict="agrees with people on 75.0% of 90 held-out pairs",
@@ -42,9 +44,8 @@ def pair_of_them() -> list[RewardModel]:
     ]
 
 
-def use(client: Client, *chosen: RewardModel) -> int:
-    data = {"action": "use", "_selected_action": [row.pk for row in chosen]}
-    return client.post(reverse("admin:training_rewardmodel_changelist"), data).status_code
+def use(client: Client, row: RewardModel, reason: str = "") -> int:
+    return client.post(reverse("admin:training_rewardmodel_use", args=[row.pk]), {"reason": reason}).status_code
 
 
 def in_use() -> set[str]:
@@ -67,10 +68,30 @@ def test_it_shows_one_without_figures(admin_client: Client, pair_of_them: list[R
 
 
 def test_it_uses_one_at_a_time(admin_client: Client, pair_of_them: list[RewardModel]) -> None:
-    assert use(admin_client, *pair_of_them) == 302
+    page = reverse("admin:training_rewardmodel_use", args=[pair_of_them[1].pk])
+    assert page in admin_client.get(reverse("admin:training_rewardmodel_changelist")).content.decode()
+    assert admin_client.get(page).status_code == 200
     assert in_use() == {"1"}
     assert use(admin_client, pair_of_them[1]) == 302
     assert in_use() == {"2"}
+    assert LogEntry.objects.get().get_edited_object() == pair_of_them[1]
+
+
+def test_it_asks_why_one_that_did_not_pass_is_used(admin_client: Client, pair_of_them: list[RewardModel]) -> None:
+    RewardModel.objects.update(is_passed=False)
+    assert use(admin_client, pair_of_them[1], " ") == 200
+    assert in_use() == {"1"}
+    assert use(admin_client, pair_of_them[1], "The check had no pairs.") == 302
+    assert in_use() == {"2"}
+    assert "The check had no pairs." in LogEntry.objects.get().get_change_message()
+
+
+def test_it_uses_none_that_reads_another_base(admin_client: Client, pair_of_them: list[RewardModel]) -> None:
+    RewardModel.objects.update(base_sha256="e" * 64)
+    page = reverse("admin:training_rewardmodel_use", args=[pair_of_them[1].pk])
+    assert "reads another base" in admin_client.post(page, {"reason": "I want it."}, follow=True).content.decode()
+    assert in_use() == {"1"}
+    assert not LogEntry.objects.exists()
 
 
 def test_it_lets_only_those_who_may_change_runs_act(client: Client, pair_of_them: list[RewardModel]) -> None:

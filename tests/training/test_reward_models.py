@@ -17,8 +17,8 @@ from serving import adapters
 from serving.adapters import InvalidAdapter
 from serving.models import Adapter
 from tests.serving import folders
-from tests.training.rows import add_campaign
-from training import attempts, catalog, reward_models, runs
+from tests.training.rows import add_annotator, add_campaign
+from training import attempts, catalog, gates, reward_models, runs
 from training.models import RewardModel, Run, Snapshot
 
 pytestmark = pytest.mark.django_db
@@ -121,8 +121,10 @@ def test_it_keeps_the_one_in_use_when_the_new_one_is_worse(tmp_path: Path) -> No
     )
     assert reward_models.in_use(first.campaign) == third
     assert RewardModel.objects.filter(is_active=True).count() == 1
-    reward_models.use(first)  # a person knows better
+    reward_models.use(first, add_annotator())  # a person knows better
     assert reward_models.in_use(first.campaign) == first
+    with pytest.raises(gates.ReasonWanted, match="worse than the one before"):
+        reward_models.use(second, add_annotator())
 
 
 def test_it_leaves_ties_out(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from labeling import rewards
 from labeling.models import Campaign, Prompt, Response
 from labeling.responses import add_response
 from tests.serving.folders import BASE_SHA256
-from tests.training.rows import add_campaign, add_comparison, add_prompt
-from training import attempts, best_of, processes, runs, scorings, supervisor
+from tests.training.rows import add_annotator, add_campaign, add_comparison, add_prompt
+from training import attempts, best_of, processes, reward_models, runs, scorings, supervisor
 from training.models import RewardModel, Run, Scoring
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -117,6 +117,40 @@ def test_it_writes_the_rewards_onto_the_responses(reward_model: RewardModel, mon
     assert not scoring.folder.exists()
 
 
+def test_it_takes_its_scores_out_of_use_with_it(reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_scorer(monkeypatch, DONE)
+    carry_out(reward_model)
+    Campaign.objects.update(plan_wanted_at=None)
+    other = add_comparison(add_prompt(add_campaign()))
+    elsewhere = Response.objects.filter(items__comparison=other)
+    elsewhere.update(reward=1.0, reward_model=reward_model.sha256)
+    assert reward_models.put_away(reward_model, add_annotator(), "It is wrong.")
+    assert not Response.objects.exclude(pk__in=elsewhere).exclude(reward=None, reward_model="").exists()
+    assert elsewhere.filter(reward=1.0).count() == 2
+    reward_model.campaign.refresh_from_db()
+    assert reward_model.campaign.plan_wanted_at
+
+
+def test_it_stores_nothing_of_one_that_went_out_of_use_meanwhile(
+    reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    in_place_of_scorer(monkeypatch, WAIT)
+    user = add_annotator()
+    thread = meanwhile(lambda: reward_models.put_away(reward_model, user, "It is wrong."), settings)
+    scoring = carry_out(RewardModel.objects.get())
+    thread.join()
+    assert (scoring.status, scoring.error) == (Scoring.Status.CANCELLED, "Its reward model is out of use.")
+    assert is_process_gone(settings)
+    late = Scoring.objects.create(reward_model=reward_model)
+    folder = scorings.prepare(late)
+    assert not scorings.store(late, dict.fromkeys(Response.objects.values_list("pk", flat=True), 1.0))
+    assert not Response.objects.exclude(reward=None, reward_model="").exists()
+    Scoring.objects.update(lease_until=timezone.now())
+    scorings.end_forsaken(timezone.now())
+    assert not Scoring.objects.filter(status=Scoring.Status.RUNNING).exists()
+    assert not folder.exists()
+
+
 def test_it_scores_again_only_what_is_new_or_by_another(
     reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +190,7 @@ def test_it_fails_with_the_scorers_own_sentence_and_rests(
     in_place_of_scorer(monkeypatch, code)
     scoring = carry_out(reward_model)
     assert (scoring.status, scoring.error) == (Scoring.Status.FAILED, "It is broken.")
+    assert not scoring.folder.exists()
     assert not scorings.is_wanted(reward_model, timezone.now())
     assert scorings.is_wanted(reward_model, timezone.now() + scorings.REST + timedelta(seconds=1))
 
@@ -163,6 +198,15 @@ def test_it_fails_with_the_scorers_own_sentence_and_rests(
 def test_it_fails_when_done_means_nothing(reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
     in_place_of_scorer(monkeypatch, START + "sys.exit(0)")
     assert carry_out(reward_model).status == Scoring.Status.FAILED
+
+
+def test_it_fails_with_the_end_of_the_log_where_the_scorer_says_nothing(
+    reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place_of_scorer(
+        monkeypatch, START + "(folder / 'log.txt').write_text('x' * 5000 + 'Torch is gone.'); sys.exit(1)"
+    )
+    assert carry_out(reward_model).error.endswith("xTorch is gone.")
 
 
 def test_it_fails_when_there_is_no_process_to_be_had(
@@ -182,6 +226,7 @@ def test_it_cancels(reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch, 
     scoring = carry_out(reward_model)
     thread.join()
     assert (scoring.status, scoring.error) == (Scoring.Status.CANCELLED, "Cancelled.")
+    assert not scoring.folder.exists()
     assert is_process_gone(settings)
 
 
@@ -218,6 +263,7 @@ def test_it_is_taken_up_again_after_a_kill_until_it_is_too_much(
     scoring.refresh_from_db()
     assert scoring.status == Scoring.Status.FAILED
     assert "lack of memory" in scoring.error
+    assert not list(settings.SCORINGS_DIR.iterdir()), "nor what earlier attempts left"
 
 
 def test_it_is_one_workers_at_a_time(reward_model: RewardModel, settings: Settings) -> None:
