@@ -19,6 +19,7 @@ from training.models import Run
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Origin = tuple[int, int | None]  # of metric lines: attempt and snapshot
 
 LOOK_SECONDS = 1.0
 PING_SECONDS = 10.0  # of silence; well below the idle time-out of any proxy
@@ -74,12 +75,18 @@ class _Feed:
         self.begins_after = self.last_step = after
         self.lines: deque[dict[str, Any]] = deque(maxlen=SHARED_LINES)
         self.state: dict[str, Any] = {}
+        self.origin: Origin | None = None
 
     async def look(self) -> dict[str, Any]:
         """The state of at most LOOK_SECONDS ago; of many who ask at a time, one asks the database."""
         async with self.lock:
             if time.monotonic() - self.looked_at >= LOOK_SECONDS:
-                self.state, lines = await _in_database(_read, self.run_id, self.last_step)
+                self.state, origin, lines = await _in_database(_read, self.run_id, self.last_step)
+                if self.origin not in (None, origin):  # a new attempt overwrites lines, or begins without any
+                    self.lines.clear()
+                    self.begins_after = self.last_step = 0
+                    lines = await _in_database(lines_after, self.run_id, 0)
+                self.origin = origin
                 self._keep(lines)
                 self.looked_at = time.monotonic()
             return self.state
@@ -144,11 +151,11 @@ def _changed(seen: dict[str, Any], lines: list[dict[str, Any]], sent: dict[str, 
     return f"id: {after}\nevent: state\ndata: {json.dumps(data)}\n\n"
 
 
-def _read(run_id: int, after: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _read(run_id: int, after: int) -> tuple[dict[str, Any], Origin, list[dict[str, Any]]]:
     run = Run.objects.filter(pk=run_id).first()
     if run is None:  # deleted meanwhile, by hand
-        return {"is_active": False, "log": ""}, []
-    return {**state_of(run), "log": log_of(run)}, lines_after(run_id, after)
+        return {"is_active": False, "log": ""}, (0, None), []
+    return {**state_of(run), "log": log_of(run)}, (run.attempt, run.snapshot_id), lines_after(run_id, after)
 
 
 async def _in_database(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -157,6 +157,25 @@ def test_it_comes_to_an_end_so_that_rights_are_asked_again(run: Run, monkeypatch
     assert not any("event: end" in text for text in said), "the browser is to come back"
 
 
+def test_it_keeps_no_lines_of_an_attempt_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.01)
+
+    async def read() -> list[dict[str, Any]]:
+        first = live.events(run.pk, 0)
+        assert "id: 3" in [await anext(first), await anext(first)][1]
+        await asyncio.to_thread(Metric.objects.all().delete)
+        await asyncio.to_thread(Run.objects.filter(pk=run.pk).update, attempt=2)
+        await asyncio.to_thread(add_steps, run, 1, 2)
+        await anext(first)  # stays, so that what it shares with the next stays
+        second = live.events(run.pk, 0)
+        texts = [await anext(second), await anext(second)]
+        await second.aclose()
+        await first.aclose()
+        return json.loads(texts[1].split("data: ")[1])["metrics"]
+
+    assert [line["step"] for line in asyncio.run(read())] == [1, 2]
+
+
 def test_it_sends_a_long_past_piece_by_piece(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_LINES", 40)
     monkeypatch.setattr(live, "SHARED_LINES", 10)
