@@ -26,7 +26,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from serving.admin import ReadOnlyAdmin
-from training import comparison, comparison_views, figures_views, lineage_views, policies, report, views
+from training import comparison, comparison_views, dashboard, figures_views, lineage_views, policies, report, views
 from training.forms import PolicyForm
 from training.lineage import count_retracted
 from training.models import Policy, RewardModel, Run, Scoring, Snapshot
@@ -67,10 +67,13 @@ class RunAdmin(ReadOnlyAdmin):
 
     list_display = ("name", "campaign", "method", "shown_status", "verdict", "adapter", "shown_tags", "created_at")
     list_filter = ("status", TagFilter, "campaign", "method", "trigger")
-    list_select_related = ("campaign", "adapter", "evaluation", "reward_model")
     list_per_page = 50
     search_fields = ("campaign__name", "adapter__name", "error", "notes")
     actions = ("compare",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
+        rows = super().get_queryset(request).select_related("campaign", "adapter", "evaluation", "reward_model")
+        return rows.defer(*dashboard.EVIDENCE)
 
     @admin.action(description=_("Compare"), permissions=["view"])
     def compare(self, request: HttpRequest, runs: QuerySet[Run]) -> HttpResponse | None:

@@ -20,6 +20,7 @@ from training import gates, snapshots
 from training.models import Policy, Run
 
 N_RUNS = 8
+EVIDENCE = ("evaluation__evidence", "reward_model__evidence", "reward_model__figures")  # as seen from a run
 
 # Group, then (model, title, icon); what this person may not see is left out.
 NAVIGATION = (
@@ -28,6 +29,8 @@ NAVIGATION = (
         (
             ("training.Run", gettext_lazy("Runs"), "model_training"),
             ("training.Policy", gettext_lazy("Policies"), "event_repeat"),
+            ("training.RewardModel", gettext_lazy("Reward models"), "thumbs_up_down"),
+            ("training.Scoring", gettext_lazy("Scoring jobs"), "scoreboard"),
         ),
     ),
     (
@@ -96,8 +99,9 @@ def callback(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 
 def recent_runs() -> Any:
-    """Newest first, with what a line about a run needs."""
-    return Run.objects.select_related("campaign", "adapter", "evaluation", "reward_model", "requested_by")
+    """Newest first, with what a line about a run needs: not the evidence, which can be long and is read when asked for."""
+    rows = Run.objects.select_related("campaign", "adapter", "evaluation", "reward_model", "requested_by")
+    return rows.defer(*EVIDENCE)
 
 
 def current_deployment() -> Deployment | None:

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from pytest_django import Settings
 
+from serving.models import Adapter
 from tests.training.rows import add_campaign, add_judged
 from training import dashboard, runs
-from training.models import Policy, Run
+from training.models import Evaluation, Policy, Run
 
 pytestmark = pytest.mark.django_db
 
@@ -58,6 +61,12 @@ def test_it_tells_staff_nothing_that_they_may_not_see() -> None:
     assert reverse("admin:training_policy_changelist") not in content
 
 
+def test_it_leads_to_reward_models_and_their_jobs(admin_client: Client) -> None:
+    bar = admin_client.get(reverse("admin:training_policy_changelist")).content.decode()
+    for name in ("rewardmodel", "scoring"):
+        assert reverse(f"admin:training_{name}_changelist") in bar
+
+
 def test_it_leads_to_every_entry_of_its_side_bar(admin_client: Client) -> None:
     content = admin_client.get(reverse("admin:index")).content.decode()
     for _title, entries in dashboard.NAVIGATION:
@@ -68,3 +77,13 @@ def test_it_leads_to_every_entry_of_its_side_bar(admin_client: Client) -> None:
 def test_it_shows_the_verdict_of_the_last_runs(admin_client: Client) -> None:
     Run.objects.create(campaign=add_campaign(), method="dpo", status=Run.Status.FAILED, error="The loss is no number.")
     assert "The loss is no number." in admin_client.get(reverse("admin:index")).content.decode()
+
+
+@pytest.mark.parametrize("name", ["admin:index", "admin:training_run_changelist"])
+def test_it_reads_no_evidence_for_a_list(admin_client: Client, name: str) -> None:
+    run = Run.objects.create(campaign=add_campaign(), method="dpo", status=Run.Status.SUCCEEDED)
+    adapter = Adapter.objects.create(name="adapter-1-a", sha256="1" * 64, base_sha256="b" * 64)
+    Evaluation.objects.create(run=run, adapter=adapter, is_passed=True, verdict="better", evidence={"samples": []})
+    with CaptureQueriesContext(connection) as asked:
+        assert "better" in admin_client.get(reverse(name)).content.decode()
+    assert not any("evidence" in query["sql"] or "figures" in query["sql"] for query in asked.captured_queries)
