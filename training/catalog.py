@@ -36,6 +36,23 @@ def param(
 
 
 @dataclass(frozen=True)
+class Reward:
+    """What a policy's log-ratios mean to the method that trained it: its implicit reward (arXiv 2305.18290, eq. 5).
+
+    σ of the gap between two responses' rewards is the probability with which it expects people to choose so, where it
+    claims one.
+    """
+
+    beta: float = 1.0
+    per_token: bool = False
+    is_probability: bool = True
+
+    def of(self, logratio: Any, n_tokens: Any) -> Any:
+        """The rewards of responses, in nats: numbers, arrays or tensors of log π/ref and of the responses' lengths."""
+        return self.beta * (logratio / n_tokens if self.per_token else logratio)
+
+
+@dataclass(frozen=True)
 class Common:
     """What every gradient method has."""
 
@@ -84,16 +101,31 @@ class Common:
     )
     seed: int = param(0, "seed of order and initialisation", low=0, high=2**31 - 1)
 
+    @property
+    def reward(self) -> Reward:
+        """Without β a loss defines none. Such losses, ORPO and SFT, are per token; so is what ranks their responses."""
+        return Reward(per_token=True, is_probability=False)
+
 
 def _beta(default: float = 0.1, help: str = "strength of the tie to the reference") -> Any:
     return param(default, help, low=1e-3, high=20)
 
 
 @dataclass(frozen=True)
-class DPO(Common):
-    """Rafailov et al. 2023, arXiv 2305.18290, eq. 7; with margin_scale, ODPO (Amini et al. 2024, arXiv 2402.10571)."""
+class Rewarding(Common):
+    """What methods have that define a reward, β · log-ratio."""
 
     beta: float = _beta()
+
+    @property
+    def reward(self) -> Reward:
+        return Reward(self.beta)
+
+
+@dataclass(frozen=True)
+class DPO(Rewarding):
+    """Rafailov et al. 2023, arXiv 2305.18290, eq. 7; with margin_scale, ODPO (Amini et al. 2024, arXiv 2402.10571)."""
+
     margin_scale: float = param(
         0.0, "reward gap that each step of the grade asks for, as in ODPO; 0 ignores grades", low=0, high=10
     )
@@ -117,11 +149,15 @@ class FlippedDPO(DPO):
 
 
 @dataclass(frozen=True)
-class IPO(Common):
+class IPO(Rewarding):
     """Azar et al. 2023, arXiv 2310.12036, eq. 17: a squared loss that does not saturate."""
 
     beta: float = _beta(help="regularisation, the paper's tau: the gap aimed at is 1/(2 beta)")
     per_token: bool = param(False, "log-ratios per token instead of per response, as TRL has it")
+
+    @property
+    def reward(self) -> Reward:
+        return Reward(self.beta, self.per_token)
 
 
 @dataclass(frozen=True)
@@ -132,36 +168,43 @@ class RPO(DPO):
 
 
 @dataclass(frozen=True)
-class NormalisedDPO(Common):
+class NormalisedDPO(Rewarding):
     """Lambert et al. 2024 (Tülu 3), arXiv 2411.15124, section 5: DPO with log-ratios per token."""
 
     beta: float = _beta(5.0, "strength of the tie to the reference, per token")
 
+    @property
+    def reward(self) -> Reward:
+        return Reward(self.beta, per_token=True)
+
 
 @dataclass(frozen=True)
-class TieDPO(Common):
+class TieDPO(Rewarding):
     """Chen et al. 2024, arXiv 2409.17431, section 3: DPO under a model of ties by Rao and Kupper (1967)."""
 
-    beta: float = _beta()
     nu: float = param(
         3.0, "how common ties are: equal responses tie with probability (nu-1)/(nu+1)", low=1.01, high=100
     )
 
 
 @dataclass(frozen=True)
-class DavidsonDPO(Common):
+class DavidsonDPO(Rewarding):
     """Chen et al. 2024, arXiv 2409.17431, section 3: DPO under a model of ties by Davidson (1970)."""
 
-    beta: float = _beta()
     nu: float = param(1.0, "how common ties are: equal responses tie with probability nu/(1+nu)", low=0.01, high=100)
 
 
 @dataclass(frozen=True)
-class SimPO(Common):
+class SimPO(Rewarding):
     """Meng et al. 2024, arXiv 2405.14734, eq. 6: mean log-probabilities, no reference."""
 
     beta: float = _beta(2.0, "scale of the mean log-probability")
     gamma: float = param(1.0, "margin that the chosen response must win by", low=0, high=20)
+
+    @property
+    def reward(self) -> Reward:
+        """The paper's, β log π/|y|, less the base's: only what was learned counts, as with every other method."""
+        return Reward(self.beta, per_token=True)
 
 
 @dataclass(frozen=True)
@@ -172,10 +215,9 @@ class ORPO(Common):
 
 
 @dataclass(frozen=True)
-class Unpaired(Common):
+class Unpaired(Rewarding):
     """What methods that learn from single responses have."""
 
-    beta: float = _beta()
     good_weight: float = param(1.0, "weight of good responses", low=0, high=100)
     bad_weight: float = param(1.0, "weight of bad responses", low=0, high=100)
     is_balanced: bool = param(True, "weighs good and bad responses so that each side counts the same")
@@ -210,6 +252,11 @@ class RewardModel(Common):
     tie_theta: float = param(1.5, "odds at which people see a difference, where ties are given", low=1.001, high=100)
     margin_scale: float = param(0.0, "by how much rewards should differ per step of the grade", low=0, high=10)
     centre: float = param(0.01, "weight of what keeps rewards around 0", low=0, high=10)
+
+    @property
+    def reward(self) -> Reward:
+        """What it says of a response is the reward."""
+        return Reward()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from serving import adapters, artifacts
 from serving.models import Adapter, Deployment
 from training import attempts, guards, lineage, margins, rules, runs
 from training.guards import BrokenEvaluation, Guard
-from training.heldout import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED, Score, compare
+from training.heldout import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED, Score, compare, only_claimed
 from training.margins import Held, read_rows
 from training.models import Evaluation, Policy, Run
 from training.rules import Rules
@@ -71,7 +71,9 @@ def judge(folder: Path, snapshot: Path, min_pairs: int, asked: Rules) -> Judgeme
     policy = (attempts.read_json(folder / "evaluation.json") or {}).get("policy")
     judged = margins.without_steered(held, min_pairs, asked.min_heldout_prompts)
     score = _score(judged)
-    checked = guards.check(guards.read(policy), score, asked)
+    figures = guards.read(policy)
+    score = only_claimed(score, new=figures.claims, incumbent=figures.claims_before)
+    checked = guards.check(figures, score, asked)
     evidence = {
         **asdict(score),
         "ties_left_out": n_ties,

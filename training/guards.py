@@ -51,6 +51,8 @@ class Figures:
     perplexity_base: float
     win_rate: float | None  # at equal lengths
     win_rate_high: float | None  # upper end of its interval
+    claims: bool  # whether its margins are logits: a method without a reward claims no probabilities
+    claims_before: bool
 
 
 def read(policy: Any) -> Figures:
@@ -74,33 +76,37 @@ def read(policy: Any) -> Figures:
         perplexity_base=_positive(policy, "perplexity", "base"),
         win_rate=None if won is None else _number(policy, "win_rate", "length_controlled"),
         win_rate_high=None if won is None else _number(policy, "win_rate", "length_controlled_interval", 1),
+        claims=_claims(policy, "new"),
+        claims_before=_claims(policy, "incumbent"),
     )
 
 
 def check(figures: Figures, score: Score, rules: Rules) -> list[Guard]:
     """Every guard there is evidence for."""
     return [
-        *_calibration(score, rules),
+        *_calibration(figures, score, rules),
         *_divergence(figures, rules),
         *_answers(figures, rules),
         *_others(figures, rules),
     ]
 
 
-def _calibration(score: Score, rules: Rules) -> Iterator[Guard]:
+def _calibration(figures: Figures, score: Score, rules: Rules) -> Iterator[Guard]:
     """Only what is beyond doubt refuses: the near end of the interval is compared with the limit."""
-    if score.brier is None or score.incumbent_brier is None or score.brier_low is None:
+    if not figures.claims:
+        what = _("Brier score and over-confidence: not asked, its method claims no probabilities")
+        yield Guard("probabilities", what, None, rules.max_excess, True, "")
         return
-    rise = score.brier - score.incumbent_brier
-    yield Guard(
-        "brier",
-        _("Brier score, above the current version's"),
-        rise,
-        rules.max_brier_rise,
-        score.brier_low <= rules.max_brier_rise,
-        _("its choices come with worse probabilities (Brier score %(value).3f, the current version's %(old).3f)")
-        % {"value": score.brier, "old": score.incumbent_brier},
-    )
+    if score.brier is not None and score.incumbent_brier is not None and score.brier_low is not None:
+        yield Guard(
+            "brier",
+            _("Brier score, above the current version's"),
+            score.brier - score.incumbent_brier,
+            rules.max_brier_rise,
+            score.brier_low <= rules.max_brier_rise,
+            _("its choices come with worse probabilities (Brier score %(value).3f, the current version's %(old).3f)")
+            % {"value": score.brier, "old": score.incumbent_brier},
+        )
     if score.excess is not None and score.excess_low is not None:
         yield Guard(
             "excess",
@@ -227,6 +233,15 @@ def _length(policy: dict[str, Any], version: str) -> float:
     if n == 0 or not 0 <= ended <= n:
         _broken(("unfinished", version))
     return n * _positive(policy, "length", version) / (ended + 1)
+
+
+def _claims(policy: dict[str, Any], version: str) -> bool:
+    """Older files say nothing of it: then all is asked."""
+    if "claims_probabilities" not in policy:
+        return True
+    said = policy["claims_probabilities"]
+    found = said.get(version) if isinstance(said, dict) else None
+    return found if isinstance(found, bool) else _broken(("claims_probabilities", version))
 
 
 def _positive(policy: dict[str, Any], *path: str | int) -> float:

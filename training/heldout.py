@@ -1,8 +1,8 @@
 """Held-out pairs as figures: accuracy, Brier score and calibration of two versions, with intervals over prompts.
 
-A model prefers the response that it makes more likely than the reference does: margin = beta · (log-ratio of chosen −
-log-ratio of rejected) > 0, a margin of exactly zero counting half; σ(margin) is the probability that it gives to people
-choosing as they did. The base is its own reference, so all of its margins are zero: its accuracy is one half, its Brier
+A model prefers the response that it makes more likely than the reference does: margin = reward of chosen − reward of
+rejected > 0, a margin of exactly zero counting half, with the reward of the method that trained it (`catalog.Reward`);
+σ(margin) is the probability that it gives to people choosing as they did, if that method claims one (`only_claimed`). The base is its own reference, so all of its margins are zero: its accuracy is one half, its Brier
 score a quarter, and its calibration perfect, for it claims nothing.
 
 Intervals are percentile bootstraps over prompts (pairs of one prompt are not independent, and few prompts give an interval
@@ -10,7 +10,7 @@ that is far too narrow), both models being scored on the same resample.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,13 @@ def compare(
         float(errors[0]), float(errors[1]), *_interval(_ece(draws[0])),
         float(whole[0, 2:].sum()), *_interval(draws[0, :, 2:].sum(axis=-1)),
     )  # fmt: skip
+
+
+def only_claimed(score: Score, *, new: bool, incumbent: bool) -> Score:
+    """The score without figures of probabilities that nobody claimed: those of `new`, or of the `incumbent`."""
+    of_both = dict.fromkeys(("incumbent_brier", "brier_low", "brier_high", "incumbent_ece"))
+    of_new = dict.fromkeys(("brier", "ece", "ece_low", "ece_high", "excess", "excess_low", "excess_high"))
+    return replace(score, **({} if new and incumbent else of_both), **({} if new else of_new))
 
 
 def _sums(margins: NDArray[Any], truth: Floats, group: NDArray[Any]) -> Floats:

@@ -265,6 +265,18 @@ def test_it_refuses_a_better_adapter_that_repeats_itself_and_says_both() -> None
 
 
 @pytest.mark.django_db
+def test_it_judges_a_method_without_probabilities_by_its_choices() -> None:
+    campaign = add_campaign()
+    add_judged(campaign, 4, 10)
+    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
+    run = add_run(campaign)
+    write_evaluation(run, 30.0, policy={"claims_probabilities": {"new": False, "incumbent": True}})
+    found = gates.evaluate(run, add_adapter(), run.folder)
+    assert found.is_passed
+    assert (found.evidence["accuracy"], found.evidence["brier"], found.evidence["excess"]) == (1.0, None, None)
+
+
+@pytest.mark.django_db
 def test_it_keeps_with_the_verdict_what_it_was_judged_by() -> None:
     campaign = add_campaign()
     add_judged(campaign, 4, 10)

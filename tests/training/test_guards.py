@@ -8,7 +8,7 @@ import pytest
 from tests.training.rows import POLICY
 from training import guards
 from training.guards import BrokenEvaluation, Guard
-from training.heldout import Score, compare
+from training.heldout import Score, compare, only_claimed
 from training.rules import Rules
 
 FAIR = compare(np.full(40, 0.3), np.zeros(40), [str(i) for i in range(40)])
@@ -102,6 +102,21 @@ def test_it_refuses_a_brier_score_only_beyond_doubt() -> None:
     assert refused(check(POLICY, doubtful)) == {}
 
 
+def test_it_asks_for_no_probabilities_that_nobody_claimed() -> None:
+    wrong = compare(np.full(40, -3.0), np.zeros(40), [str(i) for i in range(40)])
+    silent = {"new": False, "incumbent": True}
+    found = check(changed(claims_probabilities=silent), only_claimed(wrong, **silent))
+    assert refused(found) == {}
+    assert {"brier", "excess"}.isdisjoint(found)
+    assert "claims no probabilities" in found["probabilities"].words
+    silent_before = {"new": True, "incumbent": False}
+    found = check(changed(claims_probabilities=silent_before), only_claimed(wrong, **silent_before))
+    assert set(refused(found)) == {"excess"}  # there is nothing that the Brier score could be compared with
+    assert "brier" not in found
+    assert only_claimed(wrong, new=True, incumbent=True) == wrong
+    assert only_claimed(wrong, new=False, incumbent=True).accuracy == wrong.accuracy
+
+
 def test_it_asks_the_reward_model_where_there_is_one() -> None:
     def won(rate: float, high: float) -> dict[str, Any]:
         return changed(win_rate={"length_controlled": rate, "length_controlled_interval": [0.1, high]})
@@ -130,6 +145,9 @@ def test_it_follows_the_rules_of_the_campaign() -> None:
         {"kl": True},
         {"kl": "0.1"},
         {"kl_chosen": "0"},
+        {"claims_probabilities": None},
+        {"claims_probabilities": {"new": False}},
+        {"claims_probabilities": {"new": False, "incumbent": 0}},
         {"length": 3},
         {"samples": []},
         {"samples": None},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from training.catalog import Reward
 from training.ml.data import Example, Pair, Single
 from training.ml.losses import Logps, PairLogps, ResponseLogps
 from training.ml.rows import Pack
@@ -18,10 +19,10 @@ Columns = dict[str, torch.Tensor]  # a metric's name -> its values for the examp
 
 @dataclass(frozen=True)
 class Source:
-    """gather(scores (R,), pack, its examples, reference, kl) and describe(logps, examples, beta)."""
+    """gather(scores (R,), pack, its examples, reference, kl) and describe(logps, examples, reward)."""
 
     gather: Callable[[torch.Tensor, Pack, Sequence[Example], Scores, torch.Tensor], Logps]
-    describe: Callable[[Logps, Sequence[Example], float], Columns]
+    describe: Callable[[Logps, Sequence[Example], Reward], Columns]
 
 
 def gather_pairs(
@@ -58,33 +59,35 @@ def gather_responses(
     )
 
 
-def describe_pairs(logps: PairLogps, pairs: Sequence[Pair], beta: float) -> Columns:
+def describe_pairs(logps: PairLogps, pairs: Sequence[Pair], reward: Reward) -> Columns:
     """Accuracy and margin are those of pairs that people decided: a tie has no right side."""
     decided = [i for i, pair in enumerate(pairs) if not pair.is_tie]
-    gap = logps.logratio_gap[decided]
+    chosen = reward.of(logps.chosen_logratio, logps.n_chosen)  # (B,)
+    rejected = reward.of(logps.rejected_logratio, logps.n_rejected)  # (B,)
+    gap = (chosen - rejected)[decided]
     return {
         "accuracy": (gap > 0).to(gap.dtype) + 0.5 * (gap == 0),  # undecided: half right
-        "margin": beta * gap,
-        "chosen_reward": beta * logps.chosen_logratio,
-        "rejected_reward": beta * logps.rejected_logratio,
+        "margin": gap,
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
         "logp_chosen": logps.policy_chosen,
         "kl_chosen": logps.chosen_logratio / logps.n_chosen,
     }
 
 
-def describe_responses(logps: ResponseLogps, singles: Sequence[Single], beta: float) -> Columns:
+def describe_responses(logps: ResponseLogps, singles: Sequence[Single], reward: Reward) -> Columns:
     """Good responses stand where pairs have the chosen one; right is a log-ratio that rose for good, fell for bad."""
     good = [i for i, single in enumerate(singles) if single.is_good]
     bad = [i for i, single in enumerate(singles) if not single.is_good]
-    ratio = logps.logratio
-    towards = ratio * (2 * logps.is_good - 1)
+    rewards = reward.of(logps.logratio, logps.n_tokens)  # (B,)
+    towards = rewards * (2 * logps.is_good - 1)
     return {
-        "accuracy": (towards > 0).to(ratio.dtype) + 0.5 * (towards == 0),
-        "margin": beta * towards,
-        "chosen_reward": beta * ratio[good],
-        "rejected_reward": beta * ratio[bad],
+        "accuracy": (towards > 0).to(towards.dtype) + 0.5 * (towards == 0),
+        "margin": towards,
+        "chosen_reward": rewards[good],
+        "rejected_reward": rewards[bad],
         "logp_chosen": logps.policy[good],
-        "kl_chosen": ratio[good] / logps.n_tokens[good],
+        "kl_chosen": (logps.logratio / logps.n_tokens)[good],
     }
 
 

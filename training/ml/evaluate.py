@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from training.catalog import Reward
 from training.ml import behaviour, conduct, win_rate
 from training.ml.conduct import Question
 from training.ml.data import Pair, end_of_turn
+from training.ml.rows import Tokens
 from training.ml.scores import Alone, Scores
 
 
@@ -22,16 +24,13 @@ class Version:
     perplexity: float  # of neutral texts
 
 
-def margins(pairs: Sequence[Pair], policy: Scores, reference: Scores, beta: float) -> list[float]:
-    """beta * (log-ratio of the chosen − log-ratio of the rejected response) per pair: > 0 where the policy agrees."""
-    return [
-        beta
-        * (
-            (policy[pair.prompt, pair.chosen] - reference[pair.prompt, pair.chosen])
-            - (policy[pair.prompt, pair.rejected] - reference[pair.prompt, pair.rejected])
-        )
-        for pair in pairs
-    ]
+def margins(pairs: Sequence[Pair], policy: Scores, reference: Scores, reward: Reward) -> list[float]:
+    """Reward of the chosen − reward of the rejected response per pair: > 0 where the policy agrees with people."""
+
+    def of(prompt: Tokens, response: Tokens) -> float:
+        return float(reward.of(policy[prompt, response] - reference[prompt, response], len(response)))
+
+    return [of(pair.prompt, pair.chosen) - of(pair.prompt, pair.rejected) for pair in pairs]
 
 
 def kl_chosen(pairs: Sequence[Pair], policy: Scores, reference: Scores) -> float | None:

@@ -1,13 +1,15 @@
 """Gathers what evaluation.json holds: every version is asked the same, the reward model judges, KL is measured."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from peft import PeftModel
 
+from training import catalog
 from training.ml import conduct, divergence, evaluate, lines, policy, reward
 from training.ml.conduct import Question
 from training.ml.data import Pair
@@ -34,13 +36,17 @@ class Examiner:
     progress: Progress
     budget: int  # tokens per pass
 
-    def examine(self, sha256: str, reference: Scores, beta: float) -> dict[str, Any]:
-        """All of evaluation.json. `sha256`: the new adapter's; `reference` knows the base's scores of the held-out pairs."""
+    def examine(self, sha256: str, reference: Scores) -> dict[str, Any]:
+        """All of evaluation.json. `sha256`: the new adapter's; `reference` knows the base's scores of the held-out pairs.
+
+        Each version's margins are by the reward of the method that trained it, the same whenever it is examined.
+        """
         pairs = self.heldout
         asked = conduct.questions(self.base.tokenizer, lines.pairs(self.job.snapshot / "heldout.jsonl"), pairs)
         versions = self._observe_all(sha256, asked)
         new, old = versions["new"], versions.get("incumbent")
         answers = evaluate.alone(asked, new)
+        mine, theirs = self.job.params.reward, self._incumbents_reward()
         measured = {
             # Of every second answer: exact over the vocabulary, it varies little, and all would cost as much as sampling.
             "kl": in_smaller_parts(
@@ -48,13 +54,25 @@ class Examiner:
             ),
             "kl_chosen": evaluate.kl_chosen(pairs, new.scores, reference),
             "win_rate": self._judge(answers, evaluate.alone(asked, old or versions["base"])),
+            "claims_probabilities": {"new": mine.is_probability, "incumbent": theirs.is_probability},
         }
-        new_margins = evaluate.margins(pairs, new.scores, reference, beta)
-        old_margins = evaluate.margins(pairs, old.scores if old else reference, reference, beta)
+        new_margins = evaluate.margins(pairs, new.scores, reference, mine)
+        old_margins = evaluate.margins(pairs, old.scores if old else reference, reference, theirs)
         return {
             "heldout": evaluate.report(pairs, new_margins, old_margins),
             "policy": evaluate.describe(versions, asked, self.base.tokenizer) | measured,
         }
+
+    def _incumbents_reward(self) -> catalog.Reward:
+        """By the manifest. The base has rewards of 0 by any; one from elsewhere is ranked as the new, and claims nothing."""
+        mine = self.job.params.reward
+        if self.job.incumbent is None:
+            return replace(mine, is_probability=True)
+        try:
+            manifest = json.loads((self.job.incumbent / "manifest.json").read_text(encoding="utf-8"))
+            return catalog.parse(manifest["method"], manifest["params"]).reward
+        except (OSError, ValueError, KeyError, TypeError):
+            return replace(mine, is_probability=False)
 
     def _observe_all(self, sha256: str, asked: Sequence[Question]) -> dict[str, Version]:
         versions = {"new": self._observe(sha256, asked)}

@@ -19,7 +19,7 @@ from training.ml.data import TIE, Order, Pair, end_of_turn
 from training.ml.logprobs import response_logps, token_logps
 from training.ml.progress import TRAIN_COST
 from training.ml.rows import Pack, Tokens, count_tokens, pack
-from training.ml.scores import Alone, Scores
+from training.ml.scores import Alone
 from training.ml.signals import Limits
 
 if TYPE_CHECKING:
@@ -105,13 +105,13 @@ def heldout(learner: "Learner", pairs: list[Pair], writer: Writer | None) -> dic
             ends |= at_end
         else:
             scores = learner.forward(batch).tolist()
-        gaps |= {i: _gap(pairs[i], batch, scores, learner.reference) for i in batch.items}
+        gaps |= {i: _gap(pairs[i], batch, scores, learner) for i in batch.items}
     if not all(map(math.isfinite, gaps.values())):
         return {"heldout_accuracy": None}
     towards = [gaps[i] if pair.label > TIE else -gaps[i] for i, pair in enumerate(pairs)]
     figures = {
         "heldout_accuracy": sum((gap > 0) + 0.5 * (gap == 0) for gap in towards) / len(towards),
-        "heldout_scores": (learner.beta * torch.tensor(towards, dtype=torch.float64)).sigmoid().tolist(),
+        "heldout_scores": torch.tensor(towards, dtype=torch.float64).sigmoid().tolist(),
         "length_excess": [_excess(pair, gaps[i]) for i, pair in enumerate(pairs) if gaps[i]],
     }
     if writer:
@@ -128,10 +128,15 @@ def _score_and_ends(model: PreTrainedModel, batch: Pack) -> tuple[list[float], d
     return sums.tolist(), dict(zip(batch.order, logps[last].tolist(), strict=True))
 
 
-def _gap(pair: Pair, batch: Pack, scores: list[float], reference: Scores) -> float:
-    chosen, rejected = (pair.prompt, pair.chosen), (pair.prompt, pair.rejected)
-    gap = scores[batch.order[chosen]] - scores[batch.order[rejected]]
-    return gap - (reference.get(chosen, 0.0) - reference.get(rejected, 0.0))
+def _gap(pair: Pair, batch: Pack, scores: list[float], learner: "Learner") -> float:
+    """Between the rewards of the pair's responses."""
+
+    def reward(response: Tokens) -> float:
+        sequence = pair.prompt, response
+        logratio = scores[batch.order[sequence]] - learner.reference.get(sequence, 0.0)
+        return float(learner.params.reward.of(logratio, len(response)))
+
+    return reward(pair.chosen) - reward(pair.rejected)
 
 
 def _excess(pair: Pair, gap: float) -> float:

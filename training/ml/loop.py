@@ -59,11 +59,6 @@ class Learner:
         if self.forward is None:
             self.forward = partial(response_logps, self.model)
 
-    @property
-    def beta(self) -> float:
-        """What turns a log-ratio into a reward; 1 for a method that has none."""
-        return getattr(self.params, "beta", 1.0)
-
 
 def train(
     learner: Learner, order: Order, folder: Path, identity: dict[str, Any], watch: Watch, progress: Progress
@@ -229,7 +224,7 @@ def _gradient(
         found = torch.autograd.grad(losses.sum() / len(examples), learner.parameters)
         torch._foreach_add_(total, list(found))
         with torch.no_grad():
-            seen.append({"loss": losses.detach()} | learner.source.describe(logps, members, learner.beta))
+            seen.append({"loss": losses.detach()} | learner.source.describe(logps, members, learner.params.reward))
     return total, seen
 
 

@@ -99,4 +99,4 @@ class PolicyAttempt(Attempt):
         examiner = Examiner(
             self.base, self.model, self.job, self.pairs.heldout, self.score, self.watch, self.progress, learner.budget
         )
-        return examiner.examine(sha256, learner.reference, learner.beta)
+        return examiner.examine(sha256, learner.reference)

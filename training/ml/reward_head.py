@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from training.catalog import RewardModel
+from training.catalog import Reward, RewardModel
 from training.ml.batches import Columns, Source
 from training.ml.data import TIE, Pair
 from training.ml.decoder import hidden_states
@@ -148,8 +148,8 @@ def gather(scores: torch.Tensor, batch: Pack, pairs: Sequence[Pair], reference: 
     )
 
 
-def describe(rewards: Rewards, pairs: Sequence[Pair], beta: float) -> Columns:
-    """Accuracy and margin are those of pairs that people decided; `beta` is 1."""
+def describe(rewards: Rewards, pairs: Sequence[Pair], reward: Reward) -> Columns:
+    """Accuracy and margin are those of pairs that people decided; the rewards are what they are."""
     gap = rewards.gap[[i for i, pair in enumerate(pairs) if pair.label != TIE]]
     return {
         "accuracy": (gap > 0).to(gap.dtype) + 0.5 * (gap == 0),

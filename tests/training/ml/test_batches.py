@@ -21,9 +21,12 @@ from tests.training.ml.cases import (
     some_singles,
 )
 from training import catalog
+from training.catalog import Reward
 from training.ml import batches, loop, losses, policy
 from training.ml.data import TRAIN, Single
 from training.ml.watch import Watch
+
+HALF = Reward(0.5)
 
 
 @pytest.mark.parametrize("method", POLICY_METHODS)
@@ -91,15 +94,17 @@ def test_it_knows_how_to_read_and_to_gather_every_source() -> None:
     assert {method.source for method in catalog.METHODS.values()} <= set(catalog.SOURCES)
 
 
-def describe(scores: list[float], examples: list[Any], source: batches.Source) -> dict[str, list[float]]:
-    """The columns of metrics where the policy gives these scores, the reference −10 each, and beta is 0.5."""
+def describe(
+    scores: list[float], examples: list[Any], source: batches.Source, reward: Reward = HALF
+) -> dict[str, list[float]]:
+    """The columns of metrics where the policy gives these scores, and the reference −10 each."""
     batch = checks.rows.pack(examples, 512)[0]
     ordered = [examples[i] for i in batch.items]
     by_response = {(x.prompt, r): s for x, s in zip(examples, scores, strict=False) for r in x.responses[:1]}
     by_response |= {(x.prompt, x.responses[1]): -10.0 for x in examples if len(x.responses) > 1}
     values = torch.tensor([by_response[key] for key in batch.order])
     logps = source.gather(values, batch, ordered, flat_reference(examples, -10.0), torch.zeros(()))
-    return {name: column.tolist() for name, column in source.describe(logps, ordered, 0.5).items()}
+    return {name: column.tolist() for name, column in source.describe(logps, ordered, reward).items()}
 
 
 def test_it_tells_how_pairs_stand() -> None:
@@ -109,6 +114,15 @@ def test_it_tells_how_pairs_stand() -> None:
     assert sorted(found["accuracy"]) == [0.0, 1.0]
     assert sorted(found["kl_chosen"]) == [-3.0, 1.0]  # per token: of one, and of two
     assert found["rejected_reward"] == [0.0, 0.0]
+
+
+def test_it_tells_rewards_per_token_where_the_method_has_them_so() -> None:
+    pairs = [pair([5, 6], [7, 8], [9]), pair([5, 7, 8], [7], [9])]
+    found = describe([-8.0, -13.0], pairs, batches.PAIRS, Reward(0.5, per_token=True))
+    assert sorted(found["margin"]) == sorted(found["chosen_reward"]) == [-1.5, 0.5]
+    assert sorted(found["kl_chosen"]) == [-3.0, 1.0]
+    edit = Single("a", "", (5, 6), (7, 8), True, 1.0, True)
+    assert describe([-8.0], [edit], batches.RESPONSES, Reward(0.5, per_token=True))["margin"] == [0.5]
 
 
 def test_it_counts_an_undecided_gap_as_half_right_and_a_tie_not_at_all() -> None:

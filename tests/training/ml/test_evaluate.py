@@ -2,6 +2,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tests.training.ml.cases import pair
+from training.catalog import Reward
 from training.ml import evaluate
 from training.ml.conduct import Question
 from training.ml.data import end_of_turn
@@ -14,11 +15,18 @@ POLICY: Scores = {((1,), (2,)): -8.0, ((1,), (3,)): -25.0}
 
 
 def test_it_measures_how_much_more_the_policy_prefers_the_chosen_response_than_the_reference_does() -> None:
-    assert evaluate.margins(PAIRS, POLICY, REFERENCE, 0.1) == pytest.approx([0.1 * (2 + 5), -0.1 * (2 + 5)])
+    assert evaluate.margins(PAIRS, POLICY, REFERENCE, Reward(0.1)) == pytest.approx([0.1 * (2 + 5), -0.1 * (2 + 5)])
+
+
+def test_it_measures_by_the_token_where_the_method_does() -> None:
+    pairs = [pair([1], [2, 2, 2, 2], [3])]
+    reference: Scores = {((1,), (2, 2, 2, 2)): -10.0, ((1,), (3,)): -20.0}
+    policy: Scores = {((1,), (2, 2, 2, 2)): -6.0, ((1,), (3,)): -18.0}
+    assert evaluate.margins(pairs, policy, reference, Reward(5.0, per_token=True)) == [5.0 * (4 / 4 - 2)]
 
 
 def test_it_finds_no_margin_where_policy_and_reference_agree() -> None:
-    assert evaluate.margins(PAIRS, REFERENCE, REFERENCE, 0.1) == [0.0, 0.0]
+    assert evaluate.margins(PAIRS, REFERENCE, REFERENCE, Reward(0.1)) == [0.0, 0.0]
 
 
 def test_it_reports_both_adapters_beside_each_pair() -> None:

@@ -37,9 +37,9 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path
     return trained(tmp_path_factory.mktemp("good"), tiny_model_dir, [line(i) for i in range(24)])
 
 
-def trained(root: Path, model: Path, pairs: list[dict[str, Any]]) -> Path:
+def trained(root: Path, model: Path, pairs: list[dict[str, Any]], method: str = "dpo") -> Path:
     write_snapshot(root / "snapshot", pairs, [line(i) for i in range(100, 130)])
-    attempt = write_attempt(root, model, params=PARAMS)
+    attempt = write_attempt(root, model, method=method, params=PARAMS)
     assert train.main(attempt) == 0
     return attempt
 
@@ -58,6 +58,17 @@ def test_it_passes_an_adapter_that_learned_what_people_chose(good: Path) -> None
     assert found.is_passed, found.verdict
     assert found.verdict.startswith("better by")
     assert found.evidence["policy"]["samples"][0]["new"] is not None
+
+
+@pytest.mark.parametrize("method", ["dpo_norm", "simpo"])
+def test_it_does_not_take_a_method_with_rewards_per_token_for_too_sure(
+    tmp_path: Path, tiny_model_dir: Path, method: str
+) -> None:
+    """Half of the labels are flipped: β is 50 times DPO's, and sums would be sure of what is right half of the time."""
+    mixed = [flipped(line(i)) if i % 2 else line(i) for i in range(24)]
+    found = judge(trained(tmp_path, tiny_model_dir, mixed, method))
+    assert {"brier", "excess"}.isdisjoint(refused(found)), found.verdict
+    assert found.evidence["excess"] is not None
 
 
 def test_it_refuses_one_that_was_trained_on_flipped_labels(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -94,4 +105,4 @@ def _examine(job: Any, base: policy.Base, model: Any, watch: Watch) -> dict[str,
     with model.disable_adapter():
         reference = score(pairs, Memory(job.cache, f"{base.path_key} base"))
     examiner = Examiner(base, model, job, pairs, score, watch, progress, BUDGET)
-    return examiner.examine("scaled", reference, 0.1)
+    return examiner.examine("scaled", reference)

@@ -188,6 +188,6 @@ def test_it_starts_at_ln_2_and_tells_what_it_learns_from(base: policy.Base) -> N
     policy.add_adapter(base, RewardModel(lora_rank=4))
     rewards = gather(response_rewards(base.model, Head(64), batch), batch, members, {}, torch.zeros(()))
     assert reward_model(rewards, RewardModel()).tolist() == pytest.approx([math.log(2)] * 5)
-    told = describe(rewards, members, 1.0)
+    told = describe(rewards, members, RewardModel().reward)
     assert told["accuracy"].tolist() == [0.5] * 4  # the tie has no right side
     assert set(told) == {"accuracy", "margin", "chosen_reward", "rejected_reward"}
