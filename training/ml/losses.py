@@ -181,11 +181,8 @@ def rao_kupper(logps: PairLogps, params: TieDPO) -> torch.Tensor:
 
     P(chosen wins) = σ(βh − log ν), P(rejected wins) = σ(−βh − log ν), P(tie) = (ν² − 1) times their product.
     """
-    gap, shift = params.beta * logps.logratio_gap, math.log(params.nu)
-    win, loss = logsigmoid(gap - shift), logsigmoid(-gap - shift)
-    tie = win + loss + math.log(params.nu**2 - 1)
-    parts = (share * logp for share, logp in zip(_outcomes(logps), (win, tie, loss), strict=True))
-    return -sum(parts, torch.zeros_like(gap))
+    gap = params.beta * logps.logratio_gap
+    return nll_with_ties(gap, gap.new_tensor(math.log(params.nu)), logps.label, logps.tie_share)
 
 
 def davidson(logps: PairLogps, params: DavidsonDPO) -> torch.Tensor:
@@ -195,7 +192,7 @@ def davidson(logps: PairLogps, params: DavidsonDPO) -> torch.Tensor:
     """
     half = params.beta * logps.logratio_gap / 2
     logits = torch.stack([half, torch.full_like(half, math.log(2 * params.nu)), -half])  # (3, B)
-    return -(torch.stack(_outcomes(logps)) * logits.log_softmax(0)).sum(0)
+    return -(torch.stack(outcomes(logps.label, logps.tie_share)) * logits.log_softmax(0)).sum(0)
 
 
 def kto(logps: ResponseLogps, params: KTO) -> torch.Tensor:
@@ -219,6 +216,29 @@ def sft(logps: ResponseLogps, params: SFT) -> torch.Tensor:
     return logps.nll
 
 
+def nll_with_ties(gap: torch.Tensor, eta: torch.Tensor, label: torch.Tensor, tie_share: torch.Tensor) -> torch.Tensor:
+    """(B,) −log-likelihood of votes where pairs can tie: Rao and Kupper 1967, eq. 2.1.
+
+    `gap` (B,) in logits, `eta` () = log ν > 0 the difference below which people see none: P(chosen wins) = σ(gap − η),
+    P(rejected wins) = σ(−gap − η), P(tie) = (e^{2η} − 1) times their product.
+    """
+    won, tied, lost = outcomes(label, tie_share)
+    log_won, log_lost = logsigmoid(gap - eta), logsigmoid(-gap - eta)
+    log_tied = torch.log(torch.expm1(2 * eta)) + log_won + log_lost
+    return -won * log_won - tied * log_tied - lost * log_lost
+
+
+def outcomes(label: torch.Tensor, tie_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B,) shares of votes that say chosen, tie, rejected, from a label in which a tie counts half for each side.
+
+    A label that knows better (a model of the people made it) can leave fewer votes than none to a side: these are cut at 0,
+    and the rest made to sum to 1.
+    """
+    won, lost = (label - tie_share / 2).clamp(min=0), (1 - label - tie_share / 2).clamp(min=0)
+    total = won + tie_share + lost
+    return won / total, tie_share / total, lost / total
+
+
 def _reward_gap(logps: PairLogps, params: DPO) -> torch.Tensor:
     return params.beta * logps.logratio_gap - params.margin_scale * logps.margin
 
@@ -236,14 +256,6 @@ def _log_odds(mean_logp: torch.Tensor) -> torch.Tensor:
     """log(P/(1−P)) of P = exp(mean_logp), finite where P rounds to 1."""
     mean_logp = mean_logp.clamp(max=-1e-6)
     return mean_logp - torch.log(-torch.expm1(mean_logp))
-
-
-def _outcomes(logps: PairLogps) -> list[torch.Tensor]:
-    """Shares of votes that say chosen, tie, rejected, each (B,), from a label in which a tie counts half for each."""
-    tie = logps.tie_share
-    win, loss = (logps.label - tie / 2).clamp(min=0), (1 - logps.label - tie / 2).clamp(min=0)
-    total = win + tie + loss  # 1 unless label and tie_share contradict each other
-    return [win / total, tie / total, loss / total]
 
 
 def _one_sided(reward: torch.Tensor, is_good: torch.Tensor, params: Unpaired) -> torch.Tensor:

@@ -21,7 +21,7 @@ from training.catalog import Reward, RewardModel
 from training.ml.batches import Columns, Source
 from training.ml.data import TIE, Pair
 from training.ml.decoder import hidden_states
-from training.ml.losses import Loss
+from training.ml.losses import Loss, nll_with_ties
 from training.ml.rows import Pack
 from training.ml.scores import Scores
 from training.ml.trunk import Trunk
@@ -96,22 +96,8 @@ def reward_model(rewards: Rewards, params: RewardModel, eta: torch.Tensor | None
     if eta is None:
         nll = -rewards.label * logsigmoid(d) - (1 - rewards.label) * logsigmoid(-d)
     else:
-        won, lost, tied = shares(rewards.label, rewards.tie_share)
-        log_won, log_lost = logsigmoid(d - eta), logsigmoid(-d - eta)
-        log_tied = torch.log(torch.expm1(2 * eta)) + log_won + log_lost
-        nll = -won * log_won - lost * log_lost - tied * log_tied
+        nll = nll_with_ties(d, eta, rewards.label, rewards.tie_share)
     return nll + params.centre * (rewards.chosen + rewards.rejected) ** 2
-
-
-def shares(label: torch.Tensor, tie_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B,) shares of votes for the chosen response, for the rejected one, and for neither; they add up to 1.
-
-    label = won + tied / 2 where it is the votes' own; a label that knows better (from `labeling.votes`) can leave room for
-    fewer votes on a side than none.
-    """
-    decided = 1 - tie_share
-    won = (label - tie_share / 2).clamp(min=0).minimum(decided)
-    return won, decided - won, tie_share
 
 
 def begin_ties(head: Head, params: RewardModel, pairs: Sequence[Pair]) -> None:

@@ -257,9 +257,21 @@ def test_it_draws_tied_responses_together(method: str) -> None:
 
 def test_it_believes_a_label_and_a_tie_share_that_contradict_each_other_in_part() -> None:
     """Labels may come from a model of the people; the shares of votes are made to sum to one."""
-    wins, ties, defeats = losses._outcomes(one(-1, -1, -1, -1, 1.0, tie_share=1.0))
-    assert (wins + ties + defeats).tolist() == [1.0]
-    assert wins.item() > defeats.item() == 0
+    label, tie_share = torch.tensor([1.0, 0.9]).double(), torch.tensor([1.0, 0.5]).double()
+    wins, ties, defeats = losses.outcomes(label, tie_share)
+    assert (wins + ties + defeats).tolist() == pytest.approx([1.0, 1.0])
+    assert wins.tolist() == pytest.approx([0.5 / 1.5, 0.65 / 1.15])
+    assert defeats.tolist() == [0, 0]
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_it_divides_the_votes(label: float, tied: float) -> None:
+    found = losses.outcomes(torch.tensor(label).double(), torch.tensor(tied).double())
+    won, neither, lost = (share.item() for share in found)
+    assert won + neither + lost == pytest.approx(1)
+    assert min(won, neither, lost) >= 0
+    if tied / 2 <= label <= 1 - tied / 2:
+        assert won + neither / 2 == pytest.approx(label)
 
 
 def test_it_is_apo_zeros_loss_of_a_pair_on_its_halves() -> None:

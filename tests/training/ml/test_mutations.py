@@ -107,7 +107,7 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("IPO's target", losses.ipo, formulas, "1 / (2 * params.beta)", "1 / params.beta"),
     ("robust DPO's normalisation", losses.robust, formulas, "/ (1 - 2 * flip_rate)", "/ (1 - flip_rate)"),
     ("sign of the margin", losses._reward_gap, formulas, "- params.margin_scale", "+ params.margin_scale"),
-    ("probability of a tie", losses.rao_kupper, formulas, "params.nu**2 - 1", "params.nu - 1"),
+    ("probability of a tie", losses.nll_with_ties, formulas, "torch.expm1(2 * eta)", "torch.expm1(eta)"),
     ("half of the ties", losses.davidson, formulas, "math.log(2 * params.nu)", "math.log(params.nu)"),
     ("sign of the KL", losses.kto, formulas, "- logps.kl", "+ logps.kl"),
     ("good taken for bad", losses._one_sided, formulas, "(1 - 2 * is_good)", "(2 * is_good - 1)"),
