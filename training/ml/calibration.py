@@ -1,9 +1,10 @@
 """How far a reward model's probabilities can be believed: temperature, calibration error, Brier score.
 
 A margin is r(chosen) − r(rejected) in logits: P(chosen ≻ rejected) = σ(margin / T). A label is that probability by people,
-1 for a plain judgment. All functions are pure, over arrays (n,).
+1 for a plain judgment. All functions are pure, over arrays (n,); weights are votes, above 0 but in `report`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ Floats = NDArray[np.float64]
 N_BINS = 10
 N_FOLDS = 5
 STEPS = 60  # Newton's method doubles its digits with each of the last ones; the bracket halves with each of the others
-MAX_SHARPNESS = 100.0  # of 1 / T, where pairs that are all right, or all alike, would have it grow without end
+MAX_SHARPNESS = 100.0  # of 1 / T, where so many tiny margins are all right that the prior says little
 MIN_SHARPNESS = 1e-3
+PRIOR = 1.0  # how many votes the prior of T = 1, at which the rewards were trained, counts for
 BUCKETS = (0, 200, 500, 1000)  # characters of the longer response; the last is open
 
 
@@ -39,10 +41,11 @@ def nll(margins: Floats, labels: Floats, weights: Floats, temperature: float = 1
 
 
 def fit_temperature(margins: Floats, labels: Floats, weights: Floats) -> float:
-    """The T with the least `nll`: Guo et al. 2017, arXiv 1706.04599, section 4.2.
+    """The most probable T: Guo et al. 2017, arXiv 1706.04599, section 4.2, with a weak prior.
 
-    The loss is convex in 1/T, so that it has one minimum, which Newton's method finds within a bracket. Between 1 /
-    MAX_SHARPNESS and 1 / MIN_SHARPNESS.
+    Few pairs leave T open: all right, they ask for 0, and one that is wrong for infinity. So a = 1/T has a gamma prior with
+    its mode at 1: `penalty` joins the sum of the pairs' losses. The sum is convex in a, so that it has one minimum, which
+    Newton's method finds within a bracket. Between 1 / MAX_SHARPNESS and 1 / MIN_SHARPNESS.
     """
     low, high = MIN_SHARPNESS, MAX_SHARPNESS
     if _slope(low, margins, labels, weights)[0] >= 0:
@@ -59,10 +62,16 @@ def fit_temperature(margins: Floats, labels: Floats, weights: Floats) -> float:
     return 1 / a
 
 
+def penalty(a: float) -> float:
+    """−log of the prior density of a = 1/T in nats, up to a constant: gamma with shape PRIOR + 1 and rate PRIOR."""
+    return PRIOR * (a - math.log(a))
+
+
 def _slope(a: float, margins: Floats, labels: Floats, weights: Floats) -> tuple[float, float]:
-    """First and second derivative of the loss with respect to a = 1/T."""
+    """First and second derivative of what is least, with respect to a = 1/T."""
     p = probabilities(margins * a)
-    return float(weights @ ((p - labels) * margins)), float(weights @ (p * (1 - p) * margins**2))
+    slope, curvature = weights @ ((p - labels) * margins), weights @ (p * (1 - p) * margins**2)
+    return float(slope + PRIOR * (1 - 1 / a)), float(curvature + PRIOR / a**2)
 
 
 def bins(margins: Floats, labels: Floats, weights: Floats, temperature: float = 1.0) -> list[dict[str, float]]:
@@ -117,8 +126,12 @@ def report(
     """What reward.json holds of held-out pairs: the temperature, and the figures before and after it.
 
     A temperature looks better than it is on what it was fitted to. So `after` is by N_FOLDS temperatures, each fitted to
-    the other folds' prompts; the one that is kept is fitted to all. `lengths` in characters, of the longer response.
+    the other folds' prompts; the one that is kept is fitted to all. `lengths` in characters, of the longer response. Pairs
+    of weight 0 are left out: where a bin or a length had no others, it would have no mean.
     """
+    counts = weights > 0
+    margins, labels, weights, lengths = margins[counts], labels[counts], weights[counts], lengths[counts]
+    prompts = np.array(prompts)[counts].tolist()
     if not len(margins):
         return {"temperature": 1.0, "before": {"n": 0}, "after": {"n": 0}, "by_length": [], "bins": []}
     fitted = cross_fitted(margins, labels, weights, prompts)

@@ -38,12 +38,13 @@ def test_it_finds_the_temperature_with_the_least_loss(sharpness: float, seed: in
     labels, weights = rng.random(60), rng.random(60) + 0.1
     found = calibration.fit_temperature(margins, labels, weights)
     best = minimize_scalar(
-        lambda a: calibration.nll(margins * a, labels, weights),
+        lambda a: calibration.nll(margins * a, labels, weights) * weights.sum() + calibration.penalty(a),
         bounds=(calibration.MIN_SHARPNESS, calibration.MAX_SHARPNESS),
         method="bounded",
         options={"xatol": 1e-12, "maxiter": 2000},
     )
-    assert calibration.nll(margins, labels, weights, found) <= best.fun + 1e-12
+    least = calibration.nll(margins, labels, weights, found) * weights.sum() + calibration.penalty(1 / found)
+    assert least <= best.fun + 1e-10
 
 
 @pytest.mark.parametrize("sharpness", [0.25, 1.0, 5.0])
@@ -52,10 +53,28 @@ def test_it_recovers_the_temperature_that_was_put_in(sharpness: float) -> None:
 
 
 def test_it_bounds_what_the_pairs_leave_open() -> None:
-    one = np.ones(3)
-    assert calibration.fit_temperature(one, one, one) == 1 / calibration.MAX_SHARPNESS  # never wrong
-    assert calibration.fit_temperature(-one, one, one) == 1 / calibration.MIN_SHARPNESS  # always wrong
-    assert math.isfinite(calibration.fit_temperature(0 * one, one, one))
+    many = np.ones(10_000)
+    assert calibration.fit_temperature(many / 100, many, many) == 1 / calibration.MAX_SHARPNESS  # never wrong
+    assert calibration.fit_temperature(-many, many, many) == 1 / calibration.MIN_SHARPNESS  # always wrong
+    assert calibration.fit_temperature(0 * many, many, many) == pytest.approx(1)
+
+
+def test_it_concludes_little_from_few_pairs() -> None:
+    five, one = np.ones(5), np.ones(1)
+    assert 0.4 < calibration.fit_temperature(five, five, five) < 1  # all right
+    assert 1 < calibration.fit_temperature(-one, one, one) < 2  # the only one wrong
+    assert calibration.fit_temperature(one, one, 0 * one) == pytest.approx(1)
+
+
+def test_it_leaves_out_pairs_that_count_for_nothing() -> None:
+    margins, labels, weights = drawn(50)
+    prompts, lengths = [str(i) for i in range(50)], np.full(50, 10, dtype=np.int64)
+    report = calibration.report(margins, labels, weights, prompts, lengths)
+    # A bin, a length and folds of their own, in which nothing has a weight.
+    more = (np.append(margins, [9.0, -9.0]), np.append(labels, [1.0, 1.0]), np.append(weights, [0.0, 0.0]))
+    assert report == calibration.report(*more, [*prompts, "x", "y"], np.append(lengths, [5000, 5000]))
+    nothing = calibration.report(margins, labels, 0 * weights, prompts, lengths)
+    assert (nothing["temperature"], nothing["before"]) == (1.0, {"n": 0})
 
 
 def test_it_calibrates_what_was_too_sure() -> None:
