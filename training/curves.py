@@ -58,9 +58,9 @@ CHARTS = (
     chart("learning_rate", _("Learning rate"), digits=6, low=0.0, is_exact=True),
     chart(
         "kl_chosen",
-        _("KL to the reference, nats a token"),
-        Curve("kl_fresh", _("on fresh samples")),
-        words=_("on chosen"),
+        _("Log-ratio to the reference, nats a token"),
+        Curve("kl_fresh", _("of fresh samples: the KL")),
+        words=_("of chosen responses"),
     ),
     chart("entropy", _("Entropy, nats a token")),
     chart("fresh_length", _("Length of fresh samples, tokens"), digits=0, low=0.0),

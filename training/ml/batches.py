@@ -60,7 +60,10 @@ def gather_responses(
 
 
 def describe_pairs(logps: PairLogps, pairs: Sequence[Pair], reward: Reward) -> Columns:
-    """Accuracy and margin are those of pairs that people decided: a tie has no right side."""
+    """Accuracy and margin are those of pairs that people decided: a tie has no right side.
+
+    `kl_chosen` is the log-ratio per token of each chosen response; as a mean what `evaluate.kl_chosen` measures, and no KL.
+    """
     decided = [i for i, pair in enumerate(pairs) if not pair.is_tie]
     chosen = reward.of(logps.chosen_logratio, logps.n_chosen)  # (B,)
     rejected = reward.of(logps.rejected_logratio, logps.n_rejected)  # (B,)

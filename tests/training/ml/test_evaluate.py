@@ -1,12 +1,14 @@
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from tests.training.ml.cases import pair
 from training.catalog import Reward
-from training.ml import evaluate
+from training.ml import batches, evaluate
 from training.ml.conduct import Question
 from training.ml.data import end_of_turn
 from training.ml.evaluate import Version
+from training.ml.rows import pack
 from training.ml.scores import Alone, Scores
 
 PAIRS = [pair([1], [2], [3], id="a", n_chars_chosen=20, n_chars_rejected=7), pair([1], [3], [2], id="b", weight=0.5)]
@@ -36,11 +38,17 @@ def test_it_reports_both_adapters_beside_each_pair() -> None:
     assert (second["pair"], second["margin"], second["weight"]) == ("b", -0.7, 0.5)
 
 
-def test_it_measures_by_the_token_how_likely_chosen_responses_have_become() -> None:
+def test_it_measures_as_the_steps_do_how_likely_chosen_responses_have_become() -> None:
     pairs = [pair([1], [2, 2, 2], [3]), pair([4], [5], [6])]
     reference: Scores = {((1,), (2, 2, 2)): -10.0, ((4,), (5,)): -3.0}
     policy: Scores = {((1,), (2, 2, 2)): -14.0, ((4,), (5,)): -1.0}
-    assert evaluate.kl_chosen(pairs, policy, reference) == (-4 + 2) / 4
+    assert evaluate.kl_chosen(pairs, policy, reference) == pytest.approx((-4 / 3 + 2) / 2)
+    (batch,) = pack(pairs, 64)
+    members = [pairs[i] for i in batch.items]
+    reference |= {((1,), (3,)): 0.0, ((4,), (6,)): 0.0}
+    scores = torch.tensor([(reference | policy)[key] for key in batch.order])
+    step = batches.describe_pairs(batches.gather_pairs(scores, batch, members, reference), members, Reward())
+    assert evaluate.kl_chosen(pairs, policy, reference) == pytest.approx(step["kl_chosen"].mean().item())
     assert evaluate.kl_chosen([], policy, reference) is None
 
 
