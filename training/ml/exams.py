@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.ml import optim, samples
+from training.ml import behaviour, optim, samples
 from training.ml.data import TIE, Order, Pair, end_of_turn
 from training.ml.logprobs import response_logps, token_logps
 from training.ml.progress import TRAIN_COST
@@ -30,7 +30,6 @@ LEAST_PAIRS = 8  # fewer say nothing
 SHARE = 0.05  # of the training's cost, for each of the two kinds
 LEAST_STEPS = Limits.exam_gap  # between two exams
 DECODING = 64  # a step of generation takes as long as a forward pass of so many tokens (2 cores, 135M, measured)
-NGRAM = 3
 SEED = 0
 
 
@@ -165,15 +164,9 @@ def fresh(learner: "Learner", prompts: list[Tokens], writer: Writer) -> dict[str
         "entropy": -policy / n_tokens,
         "fresh_length": n_tokens / len(items),
         "fresh_lengths": [max(1, len(ids)) for ids in written],
-        "repetition": sum(repeated(item.response) for item in items) / len(items),
+        "repetition": behaviour.repetition([item.response for item in items]),
     }
 
 
 def _total(model: PreTrainedModel, items: list[Alone], budget: int) -> float:
     return sum(response_logps(model, batch).sum().item() for batch in pack(items, budget, device=model.device))
-
-
-def repeated(tokens: Sequence[int]) -> float:
-    """The share of 3-grams that stood there before; 0 for less than one 3-gram."""
-    grams = [tuple(tokens[i : i + NGRAM]) for i in range(len(tokens) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -30,7 +30,7 @@ class Limits:
     certain: float = 3.0  # standard errors that a difference on the same held-out pairs must have
     entropy_low: float = 0.5  # of the start's
     entropy_high: float = 1.5
-    repetition: float = 0.3  # share of repeated 3-grams in fresh samples above the start
+    repetition: float = 0.3  # share of repeated 4-grams in fresh samples above the start
     end_logratio: float = -1.5  # nats: ends of held-out responses have become 4.5 times less likely; measured
     length_bias: float = 0.4  # how much more often than people it prefers the longer response
     growth: float = 2.0  # length of fresh samples over that of the start, or its inverse

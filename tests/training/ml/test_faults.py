@@ -17,7 +17,7 @@ import torch
 from benchmarks import injection
 from tests.training.ml.cases import make_learner, pair, read_metrics
 from tests.training.ml.test_scores import forward_passes
-from training.ml import checkpoint, exams, loop, policy, scores
+from training.ml import behaviour, checkpoint, exams, loop, policy, scores
 from training.ml.data import Order, Pair, end_of_turn
 from training.ml.errors import TrainingError
 from training.ml.exams import Exams, Writer
@@ -175,9 +175,9 @@ def test_it_reads_ends_and_entropy_off_what_the_model_says(base32: policy.Base) 
     assert found["end_logps"] == pytest.approx(expected, abs=1e-4)
     fresh = exams.fresh(learner, [some[0].prompt], Writer(model, base32.tokenizer))
     assert fresh["kl_fresh"] == pytest.approx(0.0, abs=1e-6)  # a new adapter changes nothing
+    (written,) = exams.samples.generate(base32.model, base32.tokenizer, [some[0].prompt], exams.N_TOKENS, exams.SEED)
+    assert fresh["repetition"] == behaviour.repetition([written])  # what the gate asks about
     assert 5 < fresh["entropy"] < 11  # ln of a vocabulary of 49,152 is 10.8
-    assert exams.repeated([1, 2, 3, 1, 2, 3, 1, 2, 3]) == pytest.approx(1 - 3 / 7)
-    assert exams.repeated([1, 2]) == 0.0
 
 
 def test_it_tells_that_a_broken_model_writes_nothing(base32: policy.Base) -> None:
