@@ -1,9 +1,11 @@
 """Campaigns with judgments for the tests of training, made by labeling's own functions."""
 
+import json
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -75,6 +77,12 @@ def add_judged(campaign: Campaign, n_train: int, n_heldout: int = 0, *, now: dat
             wanted[side] -= 1
             made.append(judge(add_comparison(prompt), annotator=annotator, now=now))
     return made
+
+
+def model_card(folder: Path) -> str:
+    """A folder that passes for the served model."""
+    (folder / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
+    return str(folder)
 
 
 # What the trainer says of an ordinary adapter's behaviour.

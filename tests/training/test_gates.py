@@ -3,6 +3,7 @@
 import hashlib
 import json
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,23 @@ from django.db.models import ProtectedError
 from django.template.loader import render_to_string
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_django import Settings
 
 from labeling.models import Campaign
 from labeling.retractions import retract_judgment
 from serving import adapters
 from serving.models import Adapter, Deployment
-from tests.training.rows import NOW, POLICY, add_annotator, add_campaign, add_comparison, add_judged, add_prompt, judge
+from tests.training.rows import (
+    NOW,
+    POLICY,
+    add_annotator,
+    add_campaign,
+    add_comparison,
+    add_judged,
+    add_prompt,
+    judge,
+    model_card,
+)
 from training import attempts, gates
 from training.gates import BrokenEvaluation, ReasonWanted, Score, compare, describe, is_passed
 from training.models import Policy, Run
@@ -169,6 +181,11 @@ def test_it_cannot_tell_without_pairs() -> None:
     found = compare(np.array([]), np.array([]), [])
     assert describe(found, 20) == "not enough judgments to tell: 0 held-out pairs, at least 20 wanted"
     assert not is_passed(found, 0)
+
+
+@pytest.fixture
+def _model(tmp_path: Path, settings: Settings) -> None:
+    settings.MODEL = model_card(tmp_path)
 
 
 def add_run(campaign: Campaign) -> Run:
@@ -343,6 +360,7 @@ def test_it_never_forgets_a_verdict() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("_model")
 def test_it_publishes_what_did_not_pass_only_with_a_reason() -> None:
     campaign = add_campaign()
     add_judged(campaign, 4, 1)
@@ -359,6 +377,7 @@ def test_it_publishes_what_did_not_pass_only_with_a_reason() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("_model")
 def test_it_wants_a_reason_when_the_gate_compared_with_a_version_that_is_not_current_any_more() -> None:
     campaign = add_campaign()
     add_judged(campaign, 4, 10)

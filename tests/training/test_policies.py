@@ -1,6 +1,5 @@
 """A campaign trains by itself when it is time, and never twice at once."""
 
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from labeling.retractions import retract_judgment
 from serving import adapters
 from serving.models import Adapter
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
-from tests.training.rows import NOW, add_annotator, add_campaign, add_judged
+from tests.training.rows import NOW, add_annotator, add_campaign, add_judged, model_card
 from training import policies, runs
 from training.models import Evaluation, Policy, Run
 from training.snapshots import freeze
@@ -24,12 +23,6 @@ from training.snapshots import freeze
 def add_policy(campaign: Campaign | None = None, **fields: Any) -> Policy:
     values = {"is_enabled": True, "every_n": 5, **fields}
     return Policy.objects.create(campaign=campaign or add_campaign(), **values)
-
-
-def model_card(folder: Path) -> str:
-    """A folder that passes for the served model."""
-    (folder / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64, "chat_template_sha256": "c" * 64}))
-    return str(folder)
 
 
 def add_passed_run(campaign: Campaign) -> Run:

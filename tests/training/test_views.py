@@ -1,6 +1,5 @@
 """The admin's pages about runs: who may, what they show, and what their buttons do."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from labeling.retractions import retract_judgment
 from serving import adapters
 from serving.models import Adapter, Deployment
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
-from tests.training.rows import NOW, add_annotator, add_campaign, add_judged
+from tests.training.rows import NOW, add_annotator, add_campaign, add_judged, model_card
 from training import attempts, catalog, runs
 from training.models import Evaluation, Metric, Run
 from training.snapshots import freeze
@@ -45,6 +44,11 @@ POST_VIEWS = {
     "training_run_rollback": "change_deployment",
 }
 WITHOUT_RUN = {"training_run_add", "training_run_rollback", "training_run_compare", "training_run_estimate"}
+
+
+@pytest.fixture(autouse=True)
+def _model(tmp_path: Path, settings: Settings) -> None:
+    settings.MODEL = model_card(tmp_path)
 
 
 @pytest.fixture
@@ -277,11 +281,7 @@ def test_it_says_what_learned_from_a_judgment_that_was_taken_back(admin_client: 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_gives_way_to_who_published_first(
-    admin_client: Client, run: Run, settings: Settings, tmp_path: Path
-) -> None:
-    settings.MODEL = str(tmp_path)
-    (tmp_path / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64}))
+def test_it_gives_way_to_who_published_first(admin_client: Client, run: Run, settings: Settings) -> None:
     theirs = Adapter.objects.create(name="adapter-3-b", sha256="d" * 64, base_sha256="b" * 64, status="ready")
     finished(run, is_passed=True)
     Adapter.objects.update(status=Adapter.Status.READY)
@@ -323,12 +323,8 @@ def test_it_shows_a_run_in_every_state(admin_client: Client, campaign: Campaign,
 
 
 @pytest.fixture
-def versions(settings: Settings, tmp_path: Path) -> Iterator[list[Adapter]]:
+def versions(settings: Settings) -> Iterator[list[Adapter]]:
     """The base, and two versions that answered after it; on an engine that can load them."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "alignapp-model.json").write_text(json.dumps({"sha256": "b" * 64}))
-    settings.MODEL = str(folder)
     ready = {"base_sha256": "b" * 64, "status": Adapter.Status.READY}
     rows = [Adapter.objects.create(name=f"adapter-{n}-aaaaaa", sha256=str(n) * 64, **ready) for n in (1, 2)]
     with running(ScriptedEngine()) as url:
