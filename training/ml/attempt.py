@@ -2,20 +2,21 @@
 
 import resource
 import time
+from functools import cached_property
 from typing import Any
 
 import psutil
 from peft import PeftModel
 
 from training import catalog
-from training.ml import checkpoint, data, exams, parallel, policy
+from training.ml import checkpoint, data, exams, parallel, policy, rows
 from training.ml.data import Examples, Order
 from training.ml.errors import TrainingError
 from training.ml.exams import Writer
 from training.ml.jobs import Job
 from training.ml.loop import Learner, train
 from training.ml.monitor import Monitor
-from training.ml.progress import Progress
+from training.ml.progress import TRAIN_COST, Progress
 from training.ml.scores import Scores
 from training.ml.watch import Watch
 
@@ -28,6 +29,7 @@ class Attempt:
     `save_checkpoint` saves what is worth saving when it is stopped.
     """
 
+    keep_last = False  # whether its forward pass reads the responses' last tokens
     has_anchor = True  # whether its loss has a likelihood of responses that the monitor can give more weight
 
     def __init__(self, job: Job, watch: Watch) -> None:
@@ -95,6 +97,12 @@ class Attempt:
         chosen = data.prepare(chosen, method, self.params)
         return Order(chosen, epochs=self.params.epochs, batch_pairs=self.params.batch_pairs, seed=self.params.seed)
 
+    @cached_property
+    def training_cost(self) -> float:
+        """Of all steps, in tokens of one forward pass."""
+        n_tokens = rows.count_tokens(self.order.pairs, self.budget, keep_last=self.keep_last)
+        return TRAIN_COST * n_tokens * self.order.n_visits / len(self.order.pairs)
+
     def make_learner(self, reference: Scores) -> Learner:
         """The learner at step 0, or where the checkpoint to resume left it."""
         learner = self.new_learner(reference)
@@ -104,6 +112,7 @@ class Attempt:
         learner.monitor = Monitor(self.params.monitor, examines=bool(learner.exams.pairs), has_anchor=self.has_anchor)
         if self.job.resume and checkpoint.resume(self.job.resume, learner, self.identity()):
             print(f"resumed at step {learner.step}", flush=True)
+            self.progress.plan(-self.training_cost * learner.step / self.order.n_steps)  # it is done
         learner.budget = min(learner.budget, self.budget)  # also of a checkpoint from before the loss
         return learner
 

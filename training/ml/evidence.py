@@ -1,6 +1,5 @@
 """Gathers what evaluation.json holds: every version is asked the same, the reward model judges, KL is measured."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 
 from training import catalog
-from training.ml import conduct, divergence, evaluate, lines, policy, reward
+from training.ml import conduct, divergence, evaluate, lines, policy, reward, rows
 from training.ml.conduct import Question
 from training.ml.data import Pair
 from training.ml.evaluate import Version
@@ -19,8 +18,22 @@ from training.ml.memory import in_smaller_parts
 from training.ml.policy import Base
 from training.ml.progress import Progress
 from training.ml.rows import Item
-from training.ml.scores import MIN_BUDGET, Alone, Memory, Scores
+from training.ml.scores import MIN_BUDGET, Alone, Memory, Scores, missing
 from training.ml.watch import Watch
+
+
+def count_tokens(base: Base, job: Job, heldout: Sequence[Pair], memory: Callable[[str], Memory], budget: int) -> int:
+    """Tokens that an examination will score: all under a new adapter, what is not known yet under the others; of the
+    answers, which nobody has written yet, the most there can be. `heldout` are known of the base by then."""
+    neutral = conduct.neutral_items(base.tokenizer)
+    wanted: list[list[Item]] = [[*heldout, *neutral], [*missing(neutral, memory("base"))]]
+    if job.incumbent:
+        wanted.append([*missing([*heldout, *neutral], memory(policy.sha256_of(job.incumbent)))])
+    n_tokens = sum(rows.count_tokens(items, budget) for items in wanted)
+    if job.reward_model:
+        asked = conduct.questions(base.tokenizer, lines.pairs(job.snapshot / "heldout.jsonl"), heldout)
+        n_tokens += 2 * sum(len(question.prompt) + conduct.N_TOKENS for question in asked)
+    return n_tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class Examiner:
     job: Job
     heldout: Sequence[Pair]
     score: Callable[[Sequence[Item], Memory], Scores]  # of the version that is active
+    memory: Callable[[str], Memory]  # of the version known by this name
     watch: Watch
     progress: Progress
     budget: int  # tokens per pass
@@ -79,16 +93,14 @@ class Examiner:
         with self.model.disable_adapter():
             versions["base"] = self._observe("base", asked)
         if self.job.incumbent:
-            known_as = hashlib.sha256((self.job.incumbent / "adapter_model.safetensors").read_bytes()).hexdigest()
             with policy.incumbent(self.model, self.job.incumbent):
-                versions["incumbent"] = self._observe(known_as, asked)
+                versions["incumbent"] = self._observe(policy.sha256_of(self.job.incumbent), asked)
         return versions
 
     def _observe(self, who: str, asked: Sequence[Question]) -> Version:
         """What is measured of the version that is active, known as `who`."""
         neutral = conduct.neutral_items(self.base.tokenizer)
-        memory = Memory(self.job.cache, f"{self.base.path_key} {who}")
-        scores = self.score([*self.heldout, *neutral], memory)
+        scores = self.score([*self.heldout, *neutral], self.memory(who))
         self.watch.check()
         responses = conduct.respond(self.base, who, asked, self.job.cache)
         return Version(scores, responses, conduct.perplexity(neutral, scores))

@@ -217,6 +217,12 @@ def add_incumbent(base: Base, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(base.model, folder, NEW, is_trainable=True, config=read_config(folder))
 
 
+def sha256_of(folder: Path) -> str:
+    """The identity of the adapter in a folder: the hash of its weights. Raises TrainingError."""
+    with _readable(folder):
+        return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
 @contextmanager
 def incumbent(model: PeftModel, folder: Path) -> Iterator[None]:
     """The incumbent's adapter instead of the new one."""

@@ -12,6 +12,7 @@ from training import catalog
 from training.ml import (
     adapter,
     batches,
+    evidence,
     files,
     losses,
     optim,
@@ -25,7 +26,6 @@ from training.ml.evidence import Examiner
 from training.ml.exams import Writer
 from training.ml.logprobs import remembering
 from training.ml.loop import Learner
-from training.ml.progress import TRAIN_COST
 from training.ml.rows import Item, Pack
 from training.ml.scores import Memory, Scorer, Scores
 
@@ -48,9 +48,8 @@ class PolicyAttempt(Attempt):
         items = [*self.order.pairs, *others, *self.pairs.heldout]
         memory = self.memory("base")
         n_missing = rows.count_tokens(scores.missing(items, memory), self.budget)
-        n_train = rows.count_tokens(self.order.pairs, self.budget) * self.order.n_visits / len(self.order.pairs)
-        n_heldout = rows.count_tokens(self.pairs.heldout, self.budget)
-        self.progress.plan(n_missing + TRAIN_COST * n_train + n_heldout)
+        n_examined = evidence.count_tokens(self.base, self.job, self.pairs.heldout, self.memory, self.budget)
+        self.progress.plan(n_missing + self.training_cost + n_examined)
         with self.model.disable_adapter():
             return self.score(items, memory)
 
@@ -60,7 +59,14 @@ class PolicyAttempt(Attempt):
         return remembering(self.base.model, self.job.folder)
 
     def memory(self, scorer: str) -> Memory:
-        return Memory(self.job.cache, f"{self.base.path_key} {scorer}")
+        """What is known of the scorer, read once."""
+        if scorer not in self._memories:
+            self._memories[scorer] = Memory(self.job.cache, f"{self.base.path_key} {scorer}")
+        return self._memories[scorer]
+
+    @cached_property
+    def _memories(self) -> dict[str, Memory]:
+        return {}
 
     def score(self, pairs: Sequence[Item], memory: Memory) -> Scores:
         scorer = Scorer(self.forward, self.base.model.device)
@@ -97,6 +103,14 @@ class PolicyAttempt(Attempt):
 
     def evaluate(self, sha256: str, learner: Learner) -> dict[str, Any]:
         examiner = Examiner(
-            self.base, self.model, self.job, self.pairs.heldout, self.score, self.watch, self.progress, learner.budget
+            self.base,
+            self.model,
+            self.job,
+            self.pairs.heldout,
+            self.score,
+            self.memory,
+            self.watch,
+            self.progress,
+            learner.budget,
         )
         return examiner.examine(sha256, learner.reference)

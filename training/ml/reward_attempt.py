@@ -14,7 +14,6 @@ from training.ml.attempt import Attempt
 from training.ml.data import Pair
 from training.ml.logprobs import trunk_below
 from training.ml.loop import Learner
-from training.ml.progress import TRAIN_COST
 from training.ml.reward_head import SOURCE, Head, begin_ties, loss_by, response_rewards
 from training.ml.rows import Pack
 from training.ml.scores import Scorer, Scores, score_by
@@ -25,6 +24,7 @@ FOLDER = "reward_model"
 class RewardAttempt(Attempt):
     """Leaves reward_model/ and evaluation.json."""
 
+    keep_last = True
     has_anchor = False  # a reward is no likelihood
 
     def start(self) -> PeftModel:
@@ -33,13 +33,11 @@ class RewardAttempt(Attempt):
 
     def score_reference(self) -> Scores:
         """A reward has no reference; this plans the work."""
-        n_train = (
-            rows.count_tokens(self.order.pairs, self.budget, keep_last=True)
-            * self.order.n_visits
-            / len(self.order.pairs)
-        )
-        n_heldout = rows.count_tokens(self.pairs.heldout, self.budget, keep_last=True)
-        self.progress.plan(TRAIN_COST * n_train + n_heldout * (2 if self.job.reward_model else 1))
+        scored = [[*self.pairs.heldout, *self.pairs.heldout_ties]]
+        if self.job.reward_model:
+            scored.append(self.pairs.heldout)
+        n_heldout = sum(rows.count_tokens(pairs, self.budget, keep_last=True) for pairs in scored)
+        self.progress.plan(self.training_cost + n_heldout)
         return {}
 
     @cached_property
@@ -61,7 +59,7 @@ class RewardAttempt(Attempt):
             budget=self.budget,
             source=SOURCE,
             forward=self.forward,
-            keep_last=True,
+            keep_last=self.keep_last,
         )
 
     def finish(self, learner: Learner) -> None:

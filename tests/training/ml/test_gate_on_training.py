@@ -102,7 +102,10 @@ def _examine(job: Any, base: policy.Base, model: Any, watch: Watch) -> dict[str,
     def score(items: Any, memory: Memory) -> scores.Scores:
         return scores.score(base.model, items, memory, budget=BUDGET, watch=watch, progress=progress)
 
+    def memory(who: str) -> Memory:
+        return Memory(job.cache, f"{base.path_key} {who}")
+
     with model.disable_adapter():
-        reference = score(pairs, Memory(job.cache, f"{base.path_key} base"))
-    examiner = Examiner(base, model, job, pairs, score, watch, progress, BUDGET)
+        reference = score(pairs, memory("base"))
+    examiner = Examiner(base, model, job, pairs, score, memory, watch, progress, BUDGET)
     return examiner.examine("scaled", reference)

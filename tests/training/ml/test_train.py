@@ -24,8 +24,11 @@ from tests.training.ml.cases import (
     write_snapshot,
 )
 from training import catalog
-from training.ml import conduct, policy, train
+from training.ml import conduct, jobs, policy, rows, train
 from training.ml.errors import TrainingError
+from training.ml.policy_attempt import PolicyAttempt
+from training.ml.progress import Progress
+from training.ml.watch import Watch
 
 
 @contextmanager
@@ -206,6 +209,39 @@ def test_it_evaluates_the_incumbent_beside_the_new_adapter(
     assert [one["incumbent_margin"] for one in after] == pytest.approx(before, abs=1e-6)  # by the β it was trained with
     assert [one["margin"] for one in after] != pytest.approx(before, abs=1e-6)
     assert read_json(attempt / "adapter" / "manifest.json")["parent"] is None  # it began from the base
+
+
+class Planned(Progress):
+    """Remembers how much work was planned."""
+
+    planned = 0.0
+
+    def plan(self, tokens: float) -> None:
+        self.planned += tokens
+        super().plan(tokens)
+
+
+def carry_out(folder: Path) -> tuple[PolicyAttempt, Planned]:
+    with Watch(folder, 1) as watch:
+        attempt = PolicyAttempt(jobs.read(folder), watch)
+        attempt.progress = progress = Planned()
+        attempt.execute()
+    return attempt, progress
+
+
+def test_it_plans_the_work_that_it_does(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Also the incumbent's, whose scores and the base's of neutral texts are in no cache yet."""
+    _, progress = carry_out(with_incumbent(finished, tmp_path, tiny_model_dir, seed=4))
+    assert progress.done == pytest.approx(progress.planned, rel=0.01)
+
+
+def test_it_plans_no_step_that_a_checkpoint_has_done(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    done = tmp_path / "run" / "attempt-1" / "checkpoint-6"
+    attempt, progress = carry_out(write_attempt(tmp_path / "run", tiny_model_dir, 2, resume=str(done)))
+    assert progress.done == 0  # the adapter proves to be a known one
+    examined: list[rows.Item] = [*attempt.pairs.heldout, *conduct.neutral_items(attempt.base.tokenizer)]
+    assert progress.planned == rows.count_tokens(examined, attempt.budget)
 
 
 def test_it_continues_the_incumbent_with_replay(finished: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
