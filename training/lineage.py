@@ -15,13 +15,15 @@ from django.core.paginator import Page, Paginator
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 
 from labeling import judgments
-from labeling.models import Comparison, Judgment, Response
+from labeling.models import Judgment, Response
 from serving.models import Adapter, DeploymentEvent, Message
 from training.models import RewardModel, Run, Snapshot
 
 PER_PAGE = 25
 CHUNK = 5_000
 Verdict = Judgment.Verdict
+# By verdict, what it counts as of each response.
+COUNTED = {Verdict.TIE: "n_ties", Verdict.BOTH_BAD: "n_both_bad", Verdict.GOOD: "n_good", Verdict.BAD: "n_bad"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Pages:
     runs: int = 1
     versions: int = 1
     reward_models: int = 1
+    feedback: int = 1
 
 
 FIRST_PAGES = Pages()
@@ -89,11 +92,10 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Version:
-    """An adapter, every time that an alias pointed at it (newest first), and what people said of its responses."""
+    """An adapter, and every time that an alias pointed at it, newest first."""
 
     adapter: Adapter
     stays: list[Stay] = field(default_factory=list)
-    feedback: Feedback = field(default_factory=Feedback)
 
     @property
     def is_deployed(self) -> bool:
@@ -102,7 +104,9 @@ class Version:
 
 @dataclass(frozen=True)
 class Downstream:
-    """All that learned from some judgments: pages of Held, Trained, Version and RewardModel, newest first."""
+    """All that learned from some judgments: pages of Held, Trained, Version and RewardModel, newest first; before them the
+    versions that an alias points at and the reward models that are in use.
+    """
 
     snapshots: Page[Held]
     runs: Page[Trained]
@@ -154,11 +158,16 @@ def judgments_on(adapter: Adapter, number: int = 1) -> Page[Judgment]:
     return _judgments(judgments.in_force().filter(Exists(written)), number)
 
 
+def written_by(judgment: Judgment) -> list[Adapter]:
+    """The versions that wrote the responses that it is about, oldest first: the way from feedback to a version."""
+    return list(Adapter.objects.filter(responses__items__comparison=judgment.comparison_id).distinct().order_by("pk"))
+
+
 def versions(adapters: Iterable[Adapter]) -> list[Version]:
-    """Each with its stays and feedback, in five queries for all of them."""
+    """Each with its stays, in one query for all of them."""
     adapters = list(adapters)
-    stays, feedback = _stays(adapters), _feedback(adapters)
-    return [Version(adapter, stays[adapter.pk], feedback[adapter.pk]) for adapter in adapters]
+    stays = _stays(adapters)
+    return [Version(adapter, stays[adapter.pk]) for adapter in adapters]
 
 
 def runs_that_learned(snapshots: QuerySet[Snapshot]) -> tuple[set[int], set[int]]:
@@ -259,18 +268,20 @@ def learned_retracted(adapter: Adapter) -> bool:
 
 
 def _trained(runs: QuerySet[Run], direct: set[int], number: int) -> Page[Trained]:
-    rows = runs.select_related("campaign", "snapshot", "adapter", "evaluation", "reward_model", "incumbent").order_by(
-        "-pk"
-    )
+    rows = runs.select_related("campaign", "snapshot", "adapter", "evaluation", "reward_model", "incumbent")
+    rows = rows.defer("evaluation__evidence", "reward_model__evidence", "reward_model__figures").order_by("-pk")
     return _page(rows, number, lambda found: [Trained(run, run.pk not in direct) for run in found])
 
 
 def _versions(adapters: QuerySet[Adapter], number: int) -> Page[Version]:
-    return _page(adapters.order_by("-pk"), number, versions)
+    later = DeploymentEvent.objects.filter(alias=OuterRef("alias"), generation__gt=OuterRef("generation"))
+    now = DeploymentEvent.objects.filter(~Exists(later), adapter=OuterRef("pk"))
+    return _page(adapters.alias(is_now=Exists(now)).order_by("-is_now", "-pk"), number, versions)
 
 
 def _reward_models(rows: QuerySet[RewardModel], number: int) -> Page[RewardModel]:
-    return _page(rows.select_related("campaign", "run").order_by("-pk"), number, lambda found: found)
+    rows = rows.select_related("campaign", "run").defer("evidence", "figures").order_by("-is_active", "-pk")
+    return _page(rows, number, lambda found: found)
 
 
 def _judgments(said: QuerySet[Judgment], number: int) -> Page[Judgment]:
@@ -289,31 +300,30 @@ def _stays(adapters: list[Adapter]) -> dict[int, list[Stay]]:
     return stays
 
 
-def _feedback(adapters: list[Adapter]) -> dict[int, Feedback]:
-    """Four queries. Ranks lie in JSON, which each database reads in its own way: they are read here, as a stream."""
-    found: dict[int, Feedback] = defaultdict(Feedback)
-    written = Response.objects.filter(adapter__in=adapters)
-    for pk, n in written.values_list("adapter").annotate(n=Count("pk")).order_by():
+def feedback(adapters: Iterable[Adapter]) -> dict[int, Feedback]:
+    """Adapter id → what people said. Four queries, and one pass over the preferences: ranks lie in JSON, which each database
+    reads in its own way, so these are read here, as a stream.
+    """
+    found: dict[int, Feedback] = {adapter.pk: Feedback() for adapter in adapters}
+    for pk, n in Response.objects.filter(adapter__in=found).values_list("adapter").annotate(n=Count("pk")).order_by():
         found[pk].n_responses = n
-    judged = Comparison.objects.filter(items__response__adapter__in=adapters)
-    said = judgments.in_force().filter(comparison__in=judged.values("pk")).exclude(verdict=Verdict.SKIP).order_by()
-    columns = ("comparison__items__response__adapter", "comparison__items__response", "verdict", "ranks")
-    for pk, response, verdict, ranks in said.values_list(*columns).iterator(CHUNK):
-        if pk is not None:
-            _count(found[pk], verdict, ranks, str(response))
-    answers = Message.objects.filter(adapter__in=adapters, role=Message.Role.ASSISTANT).order_by()
+    said = judgments.in_force().filter(comparison__items__response__adapter__in=found).order_by()
+    by, response = "comparison__items__response__adapter", "comparison__items__response"
+    for pk, verdict, n in said.values_list(by, "verdict").annotate(n=Count("pk")):
+        if name := COUNTED.get(verdict):
+            setattr(found[pk], name, n)
+    preferences = said.filter(verdict=Verdict.PREFERENCE).values_list(by, response, "ranks")
+    for pk, written, ranks in preferences.iterator(CHUNK):
+        _rank(found[pk], ranks, str(written))
+    answers = Message.objects.filter(adapter__in=found, role=Message.Role.ASSISTANT).order_by()
     up, down = Count("pk", filter=Q(rating=1)), Count("pk", filter=Q(rating=-1))
     for pk, *counted in answers.values_list("adapter").annotate(Count("pk"), up=up, down=down):
         found[pk].n_answers, found[pk].n_thumbs_up, found[pk].n_thumbs_down = counted
     return found
 
 
-def _count(feedback: Feedback, verdict: str, ranks: dict[str, int], response: str) -> None:
-    feedback.n_ties += verdict == Verdict.TIE
-    feedback.n_both_bad += verdict == Verdict.BOTH_BAD
-    feedback.n_good += verdict == Verdict.GOOD
-    feedback.n_bad += verdict == Verdict.BAD
-    if verdict == Verdict.PREFERENCE and response in ranks:
+def _rank(feedback: Feedback, ranks: dict[str, int], response: str) -> None:
+    if response in ranks:
         is_best = ranks[response] == min(ranks.values())
         feedback.n_preferred += is_best
         feedback.n_beaten += not is_best

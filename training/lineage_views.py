@@ -50,7 +50,7 @@ def of_run(row: Run, pages: lineage.Pages) -> Lists:
 
 def of_version(row: Adapter, pages: lineage.Pages) -> Lists:
     up = lineage.upstream(row, pages)
-    feedback = lineage.judgments_on(row, pages.judgments)
+    feedback = lineage.judgments_on(row, pages.feedback)
     chain: Lists = {"judgments": up.judgments, "snapshots": up.snapshots, "runs": up.runs, "versions": up.versions}
     return {**chain, "feedback": feedback}
 
@@ -84,17 +84,25 @@ def lineage_detail(request: HttpRequest, kind: str, pk: int) -> HttpResponse:
     if not request.user.has_perm(of.permission):
         raise PermissionDenied
     row = get_object_or_404(of.model._default_manager, pk=pk)
-    numbers = {name: _page_of(request, name) for name in LISTS}
+    lists = of.find(row, asked_pages(request))
+    said = lineage.feedback(version.adapter for version in lists["versions"])
     context = {
         "kind": kind,
         "row": row,
         "name": _name(of, row),
-        "lists": of.find(row, lineage.Pages(**numbers)),
+        "lists": lists,
+        "said": [(version.adapter, said[version.adapter.pk]) for version in lists["versions"]],
+        "authors": lineage.written_by(row) if isinstance(row, Judgment) else [],
         "can_view_reward_models": request.user.has_perm("training.view_rewardmodel"),
         "can_view_judgments": request.user.has_perm("labeling.view_judgment"),
         "title": _("Lineage of %s") % _name(of, row),
     }
     return page(request, "training/lineage.html", context)
+
+
+def asked_pages(request: HttpRequest) -> lineage.Pages:
+    """Which page of each list the address asks for, by the list's name."""
+    return lineage.Pages(**{name: _page_of(request, name) for name in LISTS})
 
 
 def _lists(found: lineage.Downstream) -> Lists:

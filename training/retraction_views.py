@@ -18,6 +18,7 @@ from labeling.campaign_pages import frame
 from labeling.errors import Refused
 from labeling.models import Campaign, Judgment, Retraction
 from training import catalog, lineage, retractions, runs
+from training.lineage_views import asked_pages
 from training.models import RewardModel, Run
 
 PER_PAGE = 25
@@ -59,7 +60,7 @@ def retraction_start(request: HttpRequest, slug: str) -> HttpResponse:
         "annotator": annotator,
         "judgment": judgment,
         "n": said.count(),
-        "down": lineage.downstream(said),
+        "down": lineage.downstream(said, asked_pages(request)),
         "problem": problem,
         "reason": request.POST.get("reason", ""),
         "max_reason": labeling_retractions.MAX_REASON,
@@ -105,7 +106,7 @@ def retraction_detail(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
         **frame(person, campaign, "campaign_retractions"),
         "retraction": found,
         "page_obj": Paginator(rows, PER_PAGE).get_page(request.GET.get("page")),
-        "down": retractions.touched(found),
+        "down": retractions.touched(found, asked_pages(request)),
         "repeats": found.runs.select_related("retry_of").order_by("-pk"),
         "may_train": person.has_perm("training.add_run"),
         "may_put_away": person.has_perm("training.change_run"),

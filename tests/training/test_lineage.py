@@ -11,7 +11,7 @@ from labeling.models import Campaign, ComparisonItem, Judgment, Response
 from serving.models import Adapter, Conversation, DeploymentEvent, Message
 from tests.training.rows import NOW, add_annotator, add_campaign, add_comparison, add_judged, add_prompt, judge
 from training import lineage
-from training.models import Run, Snapshot
+from training.models import RewardModel, Run, Snapshot
 from training.snapshots import freeze
 
 pytestmark = pytest.mark.django_db
@@ -98,12 +98,57 @@ def test_it_counts_what_people_said_of_a_versions_responses():
     talk = Conversation.objects.create(owner=add_annotator())
     for rating in (1, 1, -1, 0):
         Message.objects.create(conversation=talk, role="assistant", adapter=version, rating=rating)
-    [found] = lineage.versions([version])
-    said = found.feedback
+    said = lineage.feedback([version])[version.pk]
     assert (said.n_preferred, said.n_beaten, said.n_ties, said.n_both_bad) == (1, 1, 1, 1)
     assert (said.n_responses, said.n_judgments) == (5, 4)
     assert (said.n_answers, said.n_thumbs_up, said.n_thumbs_down) == (4, 2, 1)
     assert lineage.judgments_on(version).paginator.count == 5
+
+
+def test_it_reads_through_preferences_only(django_assert_num_queries: DjangoAssertNumQueries):
+    campaign, version = add_campaign(), add_version(1)
+    comparison = add_comparison(add_prompt(campaign))
+    Response.objects.update(adapter=version)
+    for _ in range(3):
+        judge(comparison, "tie")
+    judge(comparison)
+    with django_assert_num_queries(4) as asked:
+        said = lineage.feedback([version])[version.pk]
+    assert (said.n_ties, said.n_preferred, said.n_beaten, said.n_responses) == (6, 1, 1, 2)
+    [streamed] = [query["sql"] for query in asked.captured_queries if '"ranks"' in query["sql"]]
+    assert "preference" in streamed
+
+
+def test_it_names_the_versions_that_wrote_what_is_judged():
+    campaign = add_campaign()
+    judgment = judge(add_comparison(add_prompt(campaign)))
+    assert lineage.written_by(judgment) == []
+    first, second = add_version(1), add_version(2)
+    for version, response in zip((second, first), Response.objects.order_by("pk"), strict=True):
+        Response.objects.filter(pk=response.pk).update(adapter=version)
+    assert lineage.written_by(judgment) == [first, second]
+
+
+def test_it_lists_first_what_is_in_use():
+    campaign = add_campaign()
+    add_judged(campaign, 5)
+    snapshot = freeze(campaign)
+    made = [add_version(number) for number in range(1, lineage.PER_PAGE + 3)]
+    for version in made:
+        run = add_run(campaign, version, snapshot)
+        RewardModel.objects.create(
+            campaign=campaign,
+            run=run,
+            sha256="c" * 64,
+            base_sha256="b" * 64,
+            is_passed=True,
+            is_active=version == made[1],
+        )
+    for generation, version in enumerate((made[3], made[0]), 1):
+        DeploymentEvent.objects.create(alias="current", generation=generation, adapter=version)
+    down = lineage.downstream_of_snapshot(snapshot)
+    assert [version.adapter for version in down.versions[:2]] == [made[0], made[-1]]
+    assert [one.run.adapter for one in down.reward_models[:2]] == [made[1], made[-1]]
 
 
 def test_it_pages_what_a_snapshot_holds():

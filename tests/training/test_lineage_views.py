@@ -7,7 +7,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from labeling.models import Judgment
+from labeling.models import Comparison, Judgment, Response
 from serving.models import Adapter, DeploymentEvent
 from tests.training.rows import add_campaign, add_judged
 from training.models import RewardModel, Run, Snapshot
@@ -79,6 +79,32 @@ def test_it_turns_pages(admin_client: Client) -> None:
     assert (address("judgment", newest) in first, address("judgment", oldest) in first) == (True, False)
     assert (address("judgment", newest) in second, address("judgment", oldest) in second) == (False, True)
     assert admin_client.get(address("snapshot", snapshot), {"judgments": "x"}).status_code == 200
+
+
+def test_it_turns_the_pages_of_feedback_by_themselves(admin_client: Client, chain: dict[str, Any]) -> None:
+    said = add_judged(add_campaign(), 30)
+    Response.objects.filter(items__comparison__judgments__in=said).update(adapter=chain["version"])
+    first, second = (
+        admin_client.get(address("version", chain["version"]), {"feedback": number}).content.decode()
+        for number in ("1", "2")
+    )
+    assert [address("judgment", row) in first for row in said].count(True) == 25
+    assert [address("judgment", row) in second for row in said].count(True) == 5
+    for page in (first, second):
+        assert address("judgment", chain["judgment"]) in page, "what it learned from stays on its first page"
+    assert "?feedback=2" in first
+
+
+def test_it_leads_from_what_is_said_in_chat_to_the_version_that_answered(
+    admin_client: Client, chain: dict[str, Any]
+) -> None:
+    [said] = add_judged(add_campaign(), 1)
+    Response.objects.filter(items__comparison=said.comparison).update(adapter=chain["version"], source="chat")
+    Comparison.objects.filter(pk=said.comparison_id).update(source="chat")
+    page = admin_client.get(address("judgment", said)).content.decode()
+    assert address("version", chain["version"]) in page
+    assert "from chat" in page
+    assert "from chat" in admin_client.get(address("version", chain["version"])).content.decode()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import pytest
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from labeling import judgments
@@ -158,6 +160,30 @@ def test_it_takes_a_reward_model_out_of_use_for_those_who_may_change_runs(page, 
     assert "was not in use" in page.post(away, follow=True).content.decode()
     elsewhere = reverse("reward_model_put_away", args=[campaign.slug, retraction.pk, made.pk + 1])
     assert page.post(elsewhere).status_code == 404
+
+
+def test_it_lists_all_that_learned_page_by_page(page, manager, campaign, rows, run):
+    manager.user_permissions.add(Permission.objects.get(codename="add_run"))
+    snapshot = run.snapshot
+    Run.objects.bulk_create(
+        Run(campaign=campaign, snapshot=snapshot, method="dpo", status=Run.Status.SUCCEEDED) for _ in range(30)
+    )
+    before = page.get(start(campaign, judgment=rows[0].pk)).content.decode()
+    assert f"?judgment={rows[0].pk}&amp;runs=2" in before
+    page.post(start(campaign, judgment=rows[0].pk), {"reason": WHY})
+    made = Retraction.objects.get()
+    shown = reverse("retraction_detail", args=[campaign.slug, made.pk])
+    oldest = reverse("run_again", args=[campaign.slug, made.pk, run.pk])
+    first, second = (page.get(shown, {"runs": number}).content.decode() for number in ("1", "2"))
+    assert (oldest in first, oldest in second) == (False, True)
+    assert "?runs=2" in first
+    assert "lineage pages of the admin" not in first
+
+
+def test_it_reads_no_feedback_for_what_learned(page, campaign, rows, run):
+    with CaptureQueriesContext(connection) as asked:
+        assert "adapter-1-abcdef" in page.get(start(campaign, judgment=rows[0].pk)).content.decode()
+    assert not any("serving_message" in query["sql"] for query in asked.captured_queries)
 
 
 def test_it_is_reached_from_the_persons_page(page, campaign, rows):

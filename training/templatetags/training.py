@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import template
+from django.template import Context
 from django.utils.translation import gettext as _
 
 from training.models import Run
@@ -77,3 +78,11 @@ def took(run: Run) -> float | None:
 def replaced(rows: Any, key: Any) -> Any:
     """rows[key], where key is a variable; None without."""
     return rows.get(key)
+
+
+@register.simple_tag(takes_context=True)
+def other_page(context: Context, name: str, number: int) -> str:
+    """The address of this page with another page of one of its lists, whose number goes by `name`."""
+    asked = context["request"].GET.copy()
+    asked[name] = str(number)
+    return f"?{asked.urlencode()}"
