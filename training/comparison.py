@@ -109,13 +109,15 @@ def _evidence(run: Run, name: str, factor: float) -> float | None:
 
 def _end_of(run: Run) -> dict[str, Any]:
     """The mean of every metric over the last steps, and how many alarms there were."""
-    lines = list(run.metrics.values_list("values", flat=True))
-    if not lines:
+    last = [
+        curves.with_rate(line) for line in run.metrics.order_by("-step").values_list("values", flat=True)[:LAST_STEPS]
+    ]
+    if not last:
         return {}
-    last = [curves.with_rate(line) for line in lines[-LAST_STEPS:]]
     names = dict.fromkeys(name for line in last for name in line)
     means = {name: _mean(line.get(name) for line in last) for name in names}
-    return {**means, "alarms": len(curves.alarms(lines))}
+    alarming = run.metrics.filter(curves.HAS_ALARM).values_list("values", flat=True)
+    return {**means, "alarms": len(curves.alarms(alarming))}
 
 
 def _mean(values: Iterable[Any]) -> float | None:

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from django.db.models import F, Max, Min, Q
 from django.utils.translation import gettext_lazy as _
 from numpy.typing import NDArray
 
 from training.models import Run
 
 MAX_POINTS = 1000  # of one curve: about what a wide screen can show
+READ_PER_POINT = 5  # lines that are read for each; among them the most telling are chosen
+RARE = ["heldout_accuracy", "kl_fresh", "fresh_length", "repetition"]  # not of every step
+# In a query: the lines of which `alarms` says something.
+HAS_ALARM = Q(values__is_skipped=True) | Q(values__has_key="alarms") & ~Q(values__alarms=[])
 STAYS = {"step", "n_pairs", "tokens", "seconds", "is_skipped", "alarms"}  # of a line: no curves
 
 Line = dict[str, Any]  # one line of metrics.jsonl
@@ -78,7 +83,7 @@ def of_run(run: Run, n: int = MAX_POINTS) -> dict[str, Any]:
 
     A curve has at most `n` points, and those at which an alarm was raised.
     """
-    lines = list(run.metrics.values_list("values", flat=True).iterator(chunk_size=2000))
+    lines = read(run, READ_PER_POINT * n)
     return {
         "run": run.pk,
         "name": str(run),
@@ -86,6 +91,19 @@ def of_run(run: Run, n: int = MAX_POINTS) -> dict[str, Any]:
         "charts": list(drawn(lines, n)),
         "alarms": alarms(lines),
     }
+
+
+def read(run: Run, most: int) -> list[Line]:
+    """The run's lines by step. Of a run with more than `most`, every k-th, and all those that the others cannot stand for:
+    with an alarm, with what is measured only now and then, and the ends.
+    """
+    every = -(-run.metrics.count() // most)
+    rows = run.metrics.all()
+    if every > 1:
+        ends = rows.aggregate(first=Min("step"), last=Max("step"))
+        is_rare = Q(values__has_any_keys=RARE) | Q(step__in=ends.values())
+        rows = rows.alias(place=F("step") % every).filter(Q(place=0) | HAS_ALARM | is_rare)
+    return list(rows.values_list("values", flat=True).iterator(chunk_size=2000))
 
 
 def drawn(lines: Sequence[Line], n: int) -> Iterable[dict[str, Any]]:

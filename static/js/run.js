@@ -6,6 +6,8 @@ import { element } from "./scales.js";
 
 const POLL_MS = 1000;
 const RETRY_MS = 5000;
+const CHARTS_MS = 3000; // after a metric came for the first time
+const UNDRAWN = ["step", "n_pairs", "tokens", "seconds"]; // numbers of a line that are no curves: as training.curves.STAYS
 const SILENT_MS = 8000; // after connecting; a proxy that says nothing for so long keeps the events to itself
 
 /** Follows one run: `root` carries data-live and, with curves, data-events and data-curves; data-show is filled in. */
@@ -13,6 +15,7 @@ class LiveRun {
   constructor(root) {
     this.root = root;
     this.after = 0;
+    this.names = new Set(UNDRAWN); // metrics that have a chart, or need none
     this.isLight = "light" in root.dataset; // a line on the overview: no curves, no log
     this.alarms = root.querySelector("[data-alarms]");
     const board = root.querySelector("[data-board]");
@@ -33,6 +36,7 @@ class LiveRun {
       this.after = last_step;
       this.board.mark(alarms);
       this.board.show(charts);
+      for (const curve of charts.flatMap((chart) => chart.curves)) this.names.add(curve.key);
       this.list(alarms);
     } catch (error) {
       console.warn("curves.json:", error); // live lines come all the same
@@ -117,11 +121,14 @@ class LiveRun {
     this.list(alarms);
     this.board.add(lines);
     // A metric that came for the first time has no chart yet: the server knows which one is its own.
-    const names = Object.keys(lines.at(-1)).filter((name) => Number.isFinite(lines.at(-1)[name]));
-    if (!this.names || names.some((name) => !this.names.has(name))) {
-      this.names = new Set([...(this.names ?? []), ...names]);
+    const names = lines.flatMap((line) => Object.keys(line).filter((name) => Number.isFinite(line[name])));
+    if (names.every((name) => this.names.has(name))) return;
+    for (const name of names) this.names.add(name);
+    // Once for all that come in the next seconds: a run's first steps bring one after the other.
+    this.waiting ??= setTimeout(() => {
+      this.waiting = null;
       getJSON(this.root.dataset.curves).then(({ charts }) => this.board.show(charts), console.warn);
-    }
+    }, CHARTS_MS);
   }
 
   /** Adds alarms to the page's list; the step is a button that points the plots at it. */

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from serving.models import Adapter
@@ -59,6 +61,15 @@ def test_it_compares_what_came_of_them() -> None:
     assert rows["loss"].values == pytest.approx([0.5, 0.4]), "the mean of the last ten steps"
     assert (rows["alarms"].values, rows["alarms"].best) == ([1, 1], None)
     assert "heldout_accuracy" not in rows, "nobody has it"
+
+
+def test_it_reads_only_the_end_of_a_run_and_its_alarms() -> None:
+    runs = rows_of([add_run(n=60), add_run(n=60)])
+    with CaptureQueriesContext(connection) as asked:
+        comparison.results(runs)
+    read = [query["sql"] for query in asked.captured_queries if '"training_metric"' in query["sql"]]
+    assert len(read) == 4
+    assert all("LIMIT 10" in sql or "alarms" in sql for sql in read)
 
 
 def test_it_compares_reward_models(admin_client: Client) -> None:

@@ -95,3 +95,20 @@ def test_it_reads_a_run() -> None:
     got = curves.of_run(run, 200)
     assert (got["last_step"], got["name"], got["alarms"]) == (1500, str(run), [])
     assert len(shown(got["charts"], "loss")["steps"]) == 200
+
+
+@pytest.mark.django_db
+def test_it_reads_of_a_long_run_what_the_rest_cannot_stand_for() -> None:
+    run = runs.create(add_campaign(), "dpo", {})
+    given = [{**line, "alarms": [], "is_skipped": False} for line in lines(1001)]
+    given[500]["alarms"] = [{"message": "!"}]
+    given[600]["is_skipped"] = True
+    given[700]["heldout_accuracy"] = 0.5
+    Metric.objects.bulk_create(Metric(run=run, step=line["step"], values=line) for line in given)
+    steps = [line["step"] for line in curves.read(run, 101)]
+    assert steps == sorted({1, 501, 601, 701, 1001, *range(10, 1001, 10)})
+    assert len(curves.read(run, 1001)) == 1001
+    got = curves.of_run(run, 20)
+    assert [alarm["step"] for alarm in got["alarms"]] == [501, 601]
+    assert shown(got["charts"], "heldout_accuracy")["steps"] == [701]
+    assert got["last_step"] == 1001
