@@ -9,6 +9,8 @@ PACKAGES := alignapp serving labeling training
 DEFAULT_MODEL := $(VAR_DIR)/models/smollm2-135m-instruct
 # Not "ml": a test marked so imports torch. Not "slow": it starts processes.
 QUICK := not slow and not ml and not browser
+# Folders in which every test is "ml": to look for others there would import torch.
+WITHOUT_ML := --ignore=tests/training/ml --ignore=tests/serving/engine
 
 .DELETE_ON_ERROR:
 .PHONY: help run install model test test-site test-models test-backends check lint types quick clean benchmark lock
@@ -33,13 +35,13 @@ test: $(VENV)/.development model
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-site test-backends test-models
 
 test-site: $(VENV)/.development
-	$(BIN)/python -m pytest -m "not ml"
+	$(BIN)/python -m pytest -m "not ml" $(WITHOUT_ML)
 
 test-models: $(VENV)/.development model
 	$(BIN)/python -m pytest -m ml
 
 test-backends: $(VENV)/.development model
-	$(BIN)/python -m tests.services $(BIN)/python -m pytest -m backends
+	$(BIN)/python -m tests.services $(BIN)/python -m pytest -m "backends and not ml" $(WITHOUT_ML)
 
 check: $(VENV)/.development
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint types quick
@@ -53,7 +55,7 @@ types:
 	$(BIN)/mypy $(PACKAGES) tests benchmarks
 
 quick:
-	$(BIN)/python -m pytest -m "$(QUICK)"
+	$(BIN)/python -m pytest -m "$(QUICK)" $(WITHOUT_ML)
 
 benchmark: $(VENV)/.development model
 	$(BIN)/python -m benchmarks.loop

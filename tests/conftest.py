@@ -43,9 +43,11 @@ def _heaviness(item: pytest.Item) -> int:
 
 def _add_marks(item: pytest.Item) -> None:
     folder = item.path.relative_to(REPOSITORY).as_posix()
-    if item.get_closest_marker("django_db") or DATABASE_FIXTURES & set(getattr(item, "fixturenames", ())):
+    fixtures = set(getattr(item, "fixturenames", ()))
+    # What a page does in the browser does not depend on the database behind it, and takes the longest.
+    if (item.get_closest_marker("django_db") or DATABASE_FIXTURES & fixtures) and "browser" not in fixtures:
         item.add_marker("backends")
-    if folder.startswith(ML_FOLDERS) or {"model_dir", "tiny_model_dir"} & set(getattr(item, "fixturenames", ())):
+    if folder.startswith(ML_FOLDERS) or {"model_dir", "tiny_model_dir"} & fixtures:
         item.add_marker("ml")
     if item.get_closest_marker("ml") or item.get_closest_marker("browser"):
         item.add_marker("slow")
