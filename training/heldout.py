@@ -2,8 +2,9 @@
 
 A model prefers the response that it makes more likely than the reference does: margin = reward of chosen − reward of
 rejected > 0, a margin of exactly zero counting half, with the reward of the method that trained it (`catalog.Reward`);
-σ(margin) is the probability that it gives to people choosing as they did, if that method claims one (`only_claimed`). The base is its own reference, so all of its margins are zero: its accuracy is one half, its Brier
-score a quarter, and its calibration perfect, for it claims nothing.
+σ(margin) is the probability that it gives to people choosing as they did, if that method claims one (`only_claimed`). The base
+is its own reference, so all of its margins are zero: its accuracy is one half, its Brier score a quarter, and its calibration
+perfect, for it claims nothing.
 
 Intervals are percentile bootstraps over prompts (pairs of one prompt are not independent, and few prompts give an interval
 that is far too narrow), both models being scored on the same resample.
@@ -81,8 +82,10 @@ def compare(
 
 def only_claimed(score: Score, *, new: bool, incumbent: bool) -> Score:
     """The score without figures of probabilities that nobody claimed: those of `new`, or of the `incumbent`."""
-    of_both = dict.fromkeys(("incumbent_brier", "brier_low", "brier_high", "incumbent_ece"))
-    of_new = dict.fromkeys(("brier", "ece", "ece_low", "ece_high", "excess", "excess_low", "excess_high"))
+    of_both: dict[str, Any] = dict.fromkeys(("incumbent_brier", "brier_low", "brier_high", "incumbent_ece"))
+    of_new: dict[str, Any] = dict.fromkeys(
+        ("brier", "ece", "ece_low", "ece_high", "excess", "excess_low", "excess_high")
+    )
     return replace(score, **({} if new and incumbent else of_both), **({} if new else of_new))
 
 
