@@ -299,6 +299,7 @@ MATRIX: dict[str, Row] = {
     "admin:auth_user_password_change": Row(ROOT, ROOT, row_of("auth.user")),
     "admin:serving_adapter_publish": Row(ROOT, ROOT, row_of("serving.adapter")),
     "admin:serving_deployment_roll_back": Row(ROOT, ROOT, row_of("serving.deployment")),
+    "admin:training_rewardmodel_use": Row(ROOT, ROOT, row_of("training.rewardmodel")),
     "admin:training_run_rollback": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302")),
     "admin:training_run_live": Row(ROOT, NO_ADMIN_PAGE, row_of("training.run")),
     **{
