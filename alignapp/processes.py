@@ -50,10 +50,10 @@ def web() -> Service:
     return Service("web", command, partial(_answers, f"{address()}/healthz"))
 
 
-def worker(name: str, queue: str, n_threads: int) -> Service:
+def worker(name: str, queues: str, n_threads: int) -> Service:
     """A Celery worker: threads, because its tasks wait for the engine, the database and the trainer."""
     command = [*_celery("worker"), "--pool", "threads", "--concurrency", str(n_threads)]
-    command += ["--queues", queue, "--hostname", f"{name}@alignapp"]
+    command += ["--queues", queues, "--hostname", f"{name}@alignapp"]
     return Service(name, command, _touches(name))
 
 
@@ -64,7 +64,8 @@ def beat() -> Service:
 
 def all_but_engine() -> list[Service]:
     """What needs the database."""
-    return [web(), worker("worker", "default", 4), worker("train-worker", "train", 1), beat()]
+    trainer = worker("train-worker", settings.TRAIN_WORKER_QUEUES, 1)
+    return [web(), worker("worker", "default", 4), trainer, beat()]
 
 
 def address() -> str:

@@ -264,6 +264,9 @@ BASE_MODEL_NAME = env.str("BASE_MODEL_NAME", default="base")  # the engine's nam
 # --- training --------------------------------------------------------------------------------------------------------
 TRAIN_THREADS = env.int("TRAIN_THREADS", default=0)  # 0: all cores
 TRAIN_PROCESSES = env.int("TRAIN_PROCESSES", default=0)  # of one run; 0: one for each GPU
+# Campaign's slug or method → the Celery queue of its runs, as "dpo=train-gpu,poems=train-gpu"; without, "train".
+TRAIN_QUEUES = env.dict("TRAIN_QUEUES", default={})
+TRAIN_WORKER_QUEUES = env.str("TRAIN_WORKER_QUEUES", default="train")  # that train-workers of this machine take from
 TRAIN_NICE = env.int("TRAIN_NICE", default=10)  # training yields to chat
 RUN_LEASE_SECONDS = env.int("RUN_LEASE_SECONDS", default=30)
 RUN_MAX_ATTEMPTS = env.int("RUN_MAX_ATTEMPTS", default=3)

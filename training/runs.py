@@ -100,7 +100,16 @@ def retry(run: Run, user: User | None = None) -> Run:
 
 def nudge(run_id: int) -> None:
     """Tells the workers to look at a run. Nothing depends on its arrival: the sweeper sends it again."""
-    current_app.send_task("training.tasks.supervise", args=[run_id], queue="train", expires=NUDGE_EXPIRES_SECONDS)
+    current_app.send_task(
+        "training.tasks.supervise", args=[run_id], queue=queue_of(run_id), expires=NUDGE_EXPIRES_SECONDS
+    )
+
+
+def queue_of(run_id: int) -> str:
+    """The Celery queue of the workers that can carry it out: settings.TRAIN_QUEUES says which, by campaign or by method."""
+    slug, method = Run.objects.values_list("campaign__slug", "method").get(pk=run_id)
+    queues = settings.TRAIN_QUEUES
+    return queues.get(slug) or queues.get(method) or "train"
 
 
 def claim(run_id: int, worker: str, now: datetime) -> Claim | None:

@@ -76,6 +76,12 @@ def test_it_has_a_worker_for_every_queue() -> None:
     assert {queue for queue in queues if any(f"--queues {queue}" in command for command in commands)} == queues
 
 
+@override_settings(TRAIN_WORKER_QUEUES="train-gpu,train")
+def test_it_has_train_workers_take_from_the_queues_that_are_set() -> None:
+    commands = {service.name: " ".join(service.command) for service in processes.all_but_engine()}
+    assert "--queues train-gpu,train " in commands["train-worker"]
+
+
 @override_settings(HOST="0.0.0.0", PORT=9000)
 def test_it_shows_an_address_that_can_be_opened() -> None:
     assert processes.address() == "http://127.0.0.1:9000"

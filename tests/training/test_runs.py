@@ -11,6 +11,7 @@ import pytest
 from celery import current_app
 from django.conf import settings
 from django.db import connection
+from pytest_django import Settings
 
 from serving.models import Adapter
 from tests.training.rows import NOW, add_campaign
@@ -254,6 +255,22 @@ def test_it_tells_the_workers_and_the_sweeper_tells_them_again() -> None:
         with pytest.raises(queue.Empty):
             queue.get(timeout=0.5)
         queue.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_tells_the_workers_of_the_queue_that_the_campaign_or_the_method_has(settings: Settings) -> None:
+    settings.TRAIN_QUEUES = {"poems": "train-big", "ipo": "train-gpu"}
+    poems = add_campaign(slug="poems")
+    wanted = {"train-big": (poems, "ipo"), "train-gpu": (add_campaign(), "ipo"), "train": (add_campaign(), "dpo")}
+    with current_app.connection_for_read() as broker:
+        for name, (campaign, method) in wanted.items():
+            queue = broker.SimpleQueue(name)
+            queue.clear()
+            run = runs.create(campaign, method, {})
+            message = queue.get(timeout=20)
+            message.ack()
+            assert message.payload[0] == [run.pk]
+            queue.close()
 
 
 @pytest.mark.django_db
