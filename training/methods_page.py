@@ -54,6 +54,14 @@ TAIL = """## What labels, weights, grades and ties do
 - **Anchor.** `anchor` adds that much of the preferred responses' NLL per token to any loss. It starts where the parameter
   says; the monitor adds to it when the chosen responses become unlikely while the gap grows.
 
+## Rewards and probabilities
+
+A trained policy's reward of a response is β times its log-ratio: the sum over tokens, or for losses that are per token
+(`dpo_norm`, `simpo`, `ipo` with `per_token`) the mean. σ of the gap between two rewards is the probability that people choose
+so; margins in the curves, the monitor's held-out probabilities and the gate's Brier score are of it. SimPO's own reward has
+no reference; here the base's part is taken off, so that only what was learned counts. ORPO and SFT have no β and claim no
+probability: they rank by the mean log-ratio, and the gate asks them for choices only.
+
 ## Single responses
 
 KTO and APO-zero learn from thumbs. With `splits_pairs` they learn from pairs too, as a good and a bad response of weight

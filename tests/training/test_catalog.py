@@ -1,11 +1,12 @@
 """The menu itself: bounds, measured values, presets."""
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 from training import catalog
-from training.catalog import AUTO, ParameterError
+from training.catalog import AUTO, ParameterError, Reward
 
 
 def test_it_refuses_what_is_between_measured_and_given() -> None:
@@ -44,6 +45,25 @@ def test_it_offers_presets_that_every_method_takes(preset: str, method: str) -> 
 def test_it_knows_the_defaults_as_a_preset() -> None:
     assert catalog.PRESETS["balanced"].params == {}
     assert all(catalog.PRESETS[name].params for name in catalog.PRESETS if name != "balanced")
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "reward"),
+    [
+        ("dpo", {"beta": 0.3}, Reward(0.3)),
+        ("kto", {}, Reward(0.1)),
+        ("dpo_norm", {}, Reward(5.0, per_token=True)),
+        ("simpo", {}, Reward(2.0, per_token=True)),
+        ("ipo", {}, Reward(0.1)),
+        ("ipo", {"per_token": True}, Reward(0.1, per_token=True)),
+        ("orpo", {}, Reward(per_token=True, is_probability=False)),
+        ("sft", {}, Reward(per_token=True, is_probability=False)),
+        ("reward_model", {}, Reward()),
+    ],
+)
+def test_it_says_what_a_methods_reward_is(method: str, params: dict[str, Any], reward: Reward) -> None:
+    assert catalog.parse(method, params).reward == reward
+    assert reward.of(-6.0, 3) == (-2.0 if reward.per_token else -6.0) * reward.beta
 
 
 @pytest.mark.parametrize("method", catalog.METHODS)

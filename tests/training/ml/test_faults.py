@@ -17,7 +17,7 @@ import torch
 from benchmarks import injection
 from tests.training.ml.cases import make_learner, pair, read_metrics
 from tests.training.ml.test_scores import forward_passes
-from training.ml import behaviour, checkpoint, exams, loop, policy, scores
+from training.ml import behaviour, checkpoint, evaluate, exams, loop, policy, scores
 from training.ml.data import Order, Pair, end_of_turn
 from training.ml.errors import TrainingError
 from training.ml.exams import Exams, Writer
@@ -159,6 +159,19 @@ def test_it_examines_with_smaller_packs_when_out_of_memory(base32: policy.Base) 
         parts = loop.examine(learner, 1)
     assert learner.budget <= 64
     assert parts["heldout_scores"] == pytest.approx(whole["heldout_scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dpo", "dpo_norm", "simpo", "orpo"])
+def test_it_examines_by_the_methods_reward(base32: policy.Base, method: str) -> None:
+    some = pairs(8, 3, end_of_turn(base32.tokenizer))
+    learner, model = make_learner(base32, some, method=method)
+    found = exams.heldout(learner, some, Writer(model, base32.tokenizer))
+    items = [exams.Alone(one.prompt, response) for one in some for response in one.responses]
+    scores = {}
+    for batch in exams.pack(items, 512):
+        scores |= dict(zip(batch.order, exams.response_logps(base32.model, batch).tolist(), strict=True))
+    margins = evaluate.margins(some, scores, learner.reference, learner.params.reward)
+    assert found["heldout_scores"] == pytest.approx([1 / (1 + math.exp(-margin)) for margin in margins], abs=1e-5)
 
 
 def test_it_reads_ends_and_entropy_off_what_the_model_says(base32: policy.Base) -> None:
