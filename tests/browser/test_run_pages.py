@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.urls import reverse
 from playwright.sync_api import Browser, Page, expect
 
@@ -222,6 +223,17 @@ def test_it_shows_another_methods_parameters_without_leaving_the_page(world, win
     expect(page.locator("[data-show=estimate] div", has_text="steps").locator("dd")).to_have_text("4")
     page.get_by_role("button", name="Start the run").click()  # the campaign has an active run
     expect(page.locator(".al-bad", has_text="has a run already")).to_be_visible()
+
+
+def test_it_asks_again_while_the_judgments_are_being_counted(world, window, live_server) -> None:
+    cache.clear()
+    counting = f"training.estimates.{world[0].campaign_id}.counting"
+    cache.add(counting, True)
+    page = window(live_server.url)
+    page.goto(address_of("run_add"))
+    expect(page.locator("[data-show=estimate]")).to_contain_text("being counted")
+    cache.delete(counting)
+    expect(page.locator("[data-show=estimate]")).to_contain_text("to learn from")
 
 
 @pytest.mark.parametrize("is_streamed", [True, False], ids=["events", "polling"])
