@@ -191,8 +191,10 @@ def _is_in_use(scoring: Scoring) -> bool:
 
 def _settle(scoring: Scoring, code: int | None, why: str) -> None:
     if code == EXIT_DONE:
-        is_stored = store(scoring, read_scores(scoring.folder))
-        end(scoring, *((Scoring.Status.SUCCEEDED,) if is_stored else (Scoring.Status.CANCELLED, OUT_OF_USE)))
+        if store(scoring, read_scores(scoring.folder)):
+            end(scoring, Scoring.Status.SUCCEEDED)
+        else:
+            end(scoring, Scoring.Status.CANCELLED, str(OUT_OF_USE))
     elif code == EXIT_FAILED:
         said = attempts.read_error(scoring.folder) or attempts.read_log_tail(scoring.folder)[-LOG_CHARS:].strip()
         end(scoring, Scoring.Status.FAILED, said or _("Scoring failed without a word."))
@@ -227,9 +229,8 @@ def store(scoring: Scoring, scores: dict[int, float]) -> bool:
     rewards.store(scoring.reward_model.campaign, scoring.reward_model.sha256, values)
     if _is_in_use(scoring):
         return True
-    rewards.forget(
-        scoring.reward_model.campaign, scoring.reward_model.sha256
-    )  # put away in between: after it, not before
+    # It was put away in between, and its rewards cleared before the last were written.
+    rewards.forget(scoring.reward_model.campaign, scoring.reward_model.sha256)
     return False
 
 
@@ -252,7 +253,7 @@ def end_forsaken(now: datetime) -> None:
     stale = Scoring.objects.filter(status=Scoring.Status.RUNNING, lease_until__lt=now, reward_model__is_active=False)
     for scoring in stale:
         _kill_orphan(scoring)
-        end(scoring, Scoring.Status.CANCELLED, OUT_OF_USE)
+        end(scoring, Scoring.Status.CANCELLED, str(OUT_OF_USE))
 
 
 def _kill_orphan(scoring: Scoring) -> None:
