@@ -13,11 +13,12 @@ from django.utils import timezone
 from pytest_django import Settings
 from safetensors.numpy import save_file
 
+from labeling.models import Campaign, Response
 from serving import adapters
 from serving.adapters import InvalidAdapter
 from serving.models import Adapter
 from tests.serving import folders
-from tests.training.rows import add_annotator, add_campaign
+from tests.training.rows import add_annotator, add_campaign, add_comparison, add_prompt
 from training import attempts, catalog, gates, reward_models, runs
 from training.models import RewardModel, Run, Snapshot
 
@@ -212,3 +213,16 @@ def test_it_tells_the_next_run_of_the_one_in_use(tmp_path: Path) -> None:
 def test_it_has_a_conclusion_for_everything_that_a_method_can_leave() -> None:
     assert {method.output for method in catalog.METHODS.values()} == {"adapter", "reward_model"}
     assert runs.create(add_campaign(), "reward_model", {}).params["centre"] == 0.01
+
+
+def test_it_takes_its_scores_out_of_use_with_it(tmp_path: Path) -> None:
+    campaign = add_campaign(strategy=Campaign.Strategy.UNCERTAINTY)
+    made = reward_models.register(add_run(campaign=campaign), leave(tmp_path / "a", rows(40, 10)))
+    own, elsewhere = (add_comparison(add_prompt(where)) for where in (campaign, add_campaign()))
+    Response.objects.update(reward=1.0, reward_model=made.sha256)
+    Campaign.objects.update(plan_wanted_at=None)
+    assert reward_models.put_away(made, add_annotator(), "It is wrong.")
+    assert Response.objects.filter(items__comparison=own, reward=None, reward_model="").count() == 2
+    assert Response.objects.filter(items__comparison=elsewhere, reward=1.0).count() == 2
+    campaign.refresh_from_db()
+    assert campaign.plan_wanted_at

@@ -117,20 +117,6 @@ def test_it_writes_the_rewards_onto_the_responses(reward_model: RewardModel, mon
     assert not scoring.folder.exists()
 
 
-def test_it_takes_its_scores_out_of_use_with_it(reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_scorer(monkeypatch, DONE)
-    carry_out(reward_model)
-    Campaign.objects.update(plan_wanted_at=None)
-    other = add_comparison(add_prompt(add_campaign()))
-    elsewhere = Response.objects.filter(items__comparison=other)
-    elsewhere.update(reward=1.0, reward_model=reward_model.sha256)
-    assert reward_models.put_away(reward_model, add_annotator(), "It is wrong.")
-    assert not Response.objects.exclude(pk__in=elsewhere).exclude(reward=None, reward_model="").exists()
-    assert elsewhere.filter(reward=1.0).count() == 2
-    reward_model.campaign.refresh_from_db()
-    assert reward_model.campaign.plan_wanted_at
-
-
 def test_it_stores_nothing_of_one_that_went_out_of_use_meanwhile(
     reward_model: RewardModel, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
