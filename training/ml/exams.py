@@ -21,6 +21,7 @@ from training.ml.progress import TRAIN_COST
 from training.ml.rows import Pack, Tokens, count_tokens, pack
 from training.ml.scores import Alone
 from training.ml.signals import Limits
+from training.ml.trunk import Trunk
 
 if TYPE_CHECKING:
     from training.ml.loop import Learner
@@ -39,6 +40,7 @@ class Writer:
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
+    trunk: Trunk | None = None  # what lies below the policy's adapter
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def heldout(learner: "Learner", pairs: list[Pair], writer: Writer | None) -> dic
     ends: dict[tuple[Tokens, Tokens], float] = {}
     for batch in pack(pairs, learner.budget, device=learner.model.device, keep_last=learner.keep_last):
         if writer:
-            scores, at_end = _score_and_ends(learner.model, batch)
+            scores, at_end = _score_and_ends(learner.model, batch, writer.trunk)
             ends |= at_end
         else:
             scores = learner.forward(batch).tolist()
@@ -119,9 +121,11 @@ def heldout(learner: "Learner", pairs: list[Pair], writer: Writer | None) -> dic
     return figures
 
 
-def _score_and_ends(model: PreTrainedModel, batch: Pack) -> tuple[list[float], dict[tuple[Tokens, Tokens], float]]:
+def _score_and_ends(
+    model: PreTrainedModel, batch: Pack, trunk: Trunk | None
+) -> tuple[list[float], dict[tuple[Tokens, Tokens], float]]:
     """(R,) log-probabilities of the responses, and of the last token of each."""
-    logps = token_logps(model, batch)  # (N,)
+    logps = token_logps(model, batch, trunk=trunk)  # (N,)
     sums = torch.zeros(batch.n_responses, dtype=logps.dtype, device=logps.device).index_add(0, batch.owners, logps)
     last = torch.bincount(batch.owners, minlength=batch.n_responses).cumsum(0) - 1  # (R,) targets lie in this order
     return sums.tolist(), dict(zip(batch.order, logps[last].tolist(), strict=True))

@@ -169,7 +169,10 @@ def accumulate(learner: Learner, examples: Sequence[Example], watch: Watch) -> d
     """
     found = _with_less_memory(learner, partial(_accumulate, learner, examples, watch))
     parallel.sum_gradients(learner.parameters)
-    return _summarise(parallel.gather(found["columns"])) | {"n_pairs": len(examples), "tokens": found["tokens"]}
+    columns = found["columns"]
+    if parallel.size() > 1:  # each process has its own device
+        columns = [{name: column.cpu() for name, column in part.items()} for part in columns]
+    return _summarise(parallel.gather(columns)) | {"n_pairs": len(examples), "tokens": found["tokens"]}
 
 
 def _with_less_memory(learner: Learner, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

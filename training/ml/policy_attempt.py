@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from training.ml import (
 from training.ml.attempt import Attempt
 from training.ml.evidence import Examiner
 from training.ml.exams import Writer
-from training.ml.logprobs import remembering
+from training.ml.logprobs import response_logps, trunk_below
 from training.ml.loop import Learner
 from training.ml.rows import Item, Pack
 from training.ml.scores import Memory, Scorer, Scores
+from training.ml.trunk import Trunk
 
 
 class PolicyAttempt(Attempt):
@@ -40,7 +41,7 @@ class PolicyAttempt(Attempt):
         return policy.add_adapter(self.base, self.params)
 
     def writer(self) -> Writer:
-        return Writer(self.model, self.base.tokenizer)
+        return Writer(self.model, self.base.tokenizer, self.trunk)
 
     def score_reference(self) -> Scores:
         """Scores of all pairs under the base, and the plan of the work that follows."""
@@ -55,8 +56,13 @@ class PolicyAttempt(Attempt):
 
     @cached_property
     def forward(self) -> Callable[[Pack], torch.Tensor]:
-        """Scores (R,) of a pack's responses; what lies below the adapters is computed once for the whole attempt."""
-        return remembering(self.base.model, self.job.folder)
+        """Scores (R,) of a pack's responses."""
+        return partial(response_logps, self.base.model, trunk=self.trunk)
+
+    @cached_property
+    def trunk(self) -> Trunk | None:
+        """What lies below the adapter: computed once for the whole attempt."""
+        return trunk_below(self.base.model, self.job.folder)
 
     def memory(self, scorer: str) -> Memory:
         """What is known of the scorer, read once."""
@@ -113,4 +119,9 @@ class PolicyAttempt(Attempt):
             self.progress,
             learner.budget,
         )
-        return examiner.examine(sha256, learner.reference)
+        found = examiner.examine(sha256, learner.reference)
+        exams = learner.exams if learner.monitor.mode == "act" else None
+        steered = {pair.id for pair in exams.pairs} if exams else set()
+        for row in found["heldout"]:  # what the monitor chose the parameters by is no evidence for them
+            row["steered"] = row["pair"] in steered
+        return found

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.ml.cases import line, write_attempt, write_snapshot
+from tests.training.ml.cases import line, read_json, read_metrics, write_attempt, write_snapshot
 from training.ml import train
 from training.ml.attempt import BUDGET
 
@@ -31,3 +31,19 @@ def test_it_takes_less_at_a_time_after_every_loss(tiny_model_dir: Path, tmp_path
     )
     assert train.main(third) == 0, (third / "error.json").read_text()
     assert budget_of(third) == BUDGET // 2, "the checkpoint is from before the loss"
+
+
+@pytest.mark.parametrize("mode", ["act", "watch"])
+def test_it_marks_the_heldout_pairs_that_the_monitor_went_by(tiny_model_dir: Path, tmp_path: Path, mode: str) -> None:
+    heldout = [line(i) for i in range(100, 130)]
+    write_snapshot(tmp_path / "snapshot", [line(i) for i in range(32)], heldout)
+    params = {"lora_rank": 4, "epochs": 4.0, "monitor": mode, "layers": "top_half"}
+    attempt = write_attempt(tmp_path, tiny_model_dir, 1, params=params)
+    assert train.main(attempt) == 0, (attempt / "error.json").read_text()
+    assert any(step["heldout_accuracy"] is not None for step in read_metrics(attempt) if "heldout_accuracy" in step)
+    steered = [row["pair"] for row in read_json(attempt / "evaluation.json")["heldout"] if row["steered"]]
+    if mode == "watch":
+        assert steered == []
+    else:
+        assert 8 <= len(steered) < len(heldout)
+        assert steered == [f"pair-{100 + i}" for i in range(len(steered))]

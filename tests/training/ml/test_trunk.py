@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.training.ml.cases import make_learner, shake, some_pairs
-from training.ml import trunk
+from training.ml import exams, trunk
+from training.ml.exams import Writer
 from training.ml.logprobs import response_logps
 from training.ml.policy import Base, parameters
 from training.ml.rows import pack
@@ -63,6 +64,17 @@ def test_it_serves_the_reference_too(base: Base, tmp_path: Path) -> None:
     assert kept.n_computed == batch.n_tokens
     response_logps(base.model, batch, kept)
     assert kept.n_computed == batch.n_tokens
+
+
+def test_it_serves_the_monitors_exams(base: Base, tmp_path: Path) -> None:
+    pairs = some_pairs()
+    learner, model = make_learner(base, pairs, layers="top_half")
+    kept = Trunk(base.model, 1, tmp_path)
+    with torch.no_grad():
+        plain = exams.heldout(learner, pairs, Writer(model, base.tokenizer))
+        found = exams.heldout(learner, pairs, Writer(model, base.tokenizer, kept))
+    assert kept.n_computed > 0
+    assert found["heldout_scores"] == pytest.approx(plain["heldout_scores"], abs=1e-12)
 
 
 def test_it_remembers_rows_that_are_packed_otherwise_the_next_time(base: Base, tmp_path: Path) -> None:
