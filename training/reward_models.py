@@ -24,7 +24,7 @@ from labeling import rewards
 from labeling.models import Campaign
 from serving import adapters, artifacts
 from serving.artifacts import InvalidAdapter
-from training import gates, lineage
+from training import attempts, gates, lineage
 from training.gates import Score
 from training.models import RewardModel, Run
 
@@ -181,7 +181,7 @@ def check(folder: Path) -> tuple[dict[str, Any], str]:
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        card = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _name: None)
+        card = attempts.storable(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _name: None))
         wanted = [card["temperature"], card["mean"], card["std"], card["max_tokens"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidAdapter(_("%(file)s cannot be used: %(error)s.") % {"file": CARD, "error": error}) from error

@@ -84,6 +84,12 @@ def test_it_registers_and_uses_what_agrees_with_people(tmp_path: Path) -> None:
     assert not Adapter.objects.filter(is_base=False).exists()  # nothing that could be published
 
 
+def test_it_takes_out_of_a_card_what_no_database_stores(tmp_path: Path) -> None:
+    made = reward_models.register(add_run(), leave(tmp_path, rows(16, 4), note="a\0b"))
+    made.refresh_from_db()
+    assert made.figures["note"] == "ab"
+
+
 def test_it_registers_a_run_once(tmp_path: Path) -> None:
     run, folder = add_run(), leave(tmp_path / "a", rows(40, 10))
     assert reward_models.register(run, folder) == reward_models.register(run, folder)

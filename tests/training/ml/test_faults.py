@@ -167,10 +167,10 @@ def test_it_examines_by_the_methods_reward(base32: policy.Base, method: str) -> 
     learner, model = make_learner(base32, some, method=method)
     found = exams.heldout(learner, some, Writer(model, base32.tokenizer))
     items = [exams.Alone(one.prompt, response) for one in some for response in one.responses]
-    scores = {}
+    said: scores.Scores = {}
     for batch in exams.pack(items, 512):
-        scores |= dict(zip(batch.order, exams.response_logps(base32.model, batch).tolist(), strict=True))
-    margins = evaluate.margins(some, scores, learner.reference, learner.params.reward)
+        said |= dict(zip(batch.order, exams.response_logps(base32.model, batch).tolist(), strict=True))
+    margins = evaluate.margins(some, said, learner.reference, learner.params.reward)
     assert found["heldout_scores"] == pytest.approx([1 / (1 + math.exp(-margin)) for margin in margins], abs=1e-5)
 
 
