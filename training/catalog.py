@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from training.implicit_reward import Reward
+
 
 class ParameterError(ValueError):
     """A method or parameter that the catalog does not know or allow; the message says what is allowed."""
@@ -33,23 +35,6 @@ def param(
     """
     metadata = {"help": help, "low": low, "high": high, "choices": choices, "measured": measured}
     return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What a policy's log-ratios mean to the method that trained it: its implicit reward (arXiv 2305.18290, eq. 5).
-
-    σ of the gap between two responses' rewards is the probability with which it expects people to choose so, where it
-    claims one.
-    """
-
-    beta: float = 1.0
-    per_token: bool = False
-    is_probability: bool = True
-
-    def of(self, logratio: Any, n_tokens: Any) -> Any:
-        """The rewards of responses, in nats: numbers, arrays or tensors of log π/ref and of the responses' lengths."""
-        return self.beta * (logratio / n_tokens if self.per_token else logratio)
 
 
 @dataclass(frozen=True)

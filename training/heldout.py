@@ -1,7 +1,7 @@
 """Held-out pairs as figures: accuracy, Brier score and calibration of two versions, with intervals over prompts.
 
 A model prefers the response that it makes more likely than the reference does: margin = reward of chosen − reward of
-rejected > 0, a margin of exactly zero counting half, with the reward of the method that trained it (`catalog.Reward`);
+rejected > 0, a margin of exactly zero counting half, with the reward of the method that trained it (`training.implicit_reward`);
 σ(margin) is the probability that it gives to people choosing as they did, if that method claims one (`only_claimed`). The base
 is its own reference, so all of its margins are zero: its accuracy is one half, its Brier score a quarter, and its calibration
 perfect, for it claims nothing.

@@ -1,9 +1,7 @@
 """The gate's figures against hand-computed ones, and its rule."""
 
 import hashlib
-import json
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +10,21 @@ from django.db.models import ProtectedError
 from django.template.loader import render_to_string
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_django import Settings
 
-from labeling.models import Campaign
-from labeling.retractions import retract_judgment
-from serving import adapters
-from serving.models import Adapter, Deployment
+from tests.training.evaluations import add_adapter, add_run, write_evaluation
 from tests.training.rows import (
-    NOW,
     POLICY,
-    add_annotator,
     add_campaign,
     add_comparison,
     add_judged,
     add_prompt,
     judge,
-    model_card,
 )
 from training import attempts, gates
-from training.gates import BrokenEvaluation, ReasonWanted, Score, compare, describe, is_passed
-from training.models import Policy, Run
+from training.gates import BrokenEvaluation, Score, compare, describe, is_passed
+from training.models import Policy
 from training.rules import Rules
-from training.snapshots import freeze, is_heldout
+from training.snapshots import is_heldout
 
 MARGINS = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.integers(0, 9)), min_size=1, max_size=40)
 
@@ -181,32 +172,6 @@ def test_it_cannot_tell_without_pairs() -> None:
     found = compare(np.array([]), np.array([]), [])
     assert describe(found, 20) == "not enough judgments to tell: 0 held-out pairs, at least 20 wanted"
     assert not is_passed(found, 0)
-
-
-@pytest.fixture
-def _model(tmp_path: Path, settings: Settings) -> None:
-    settings.MODEL = model_card(tmp_path)
-
-
-def add_run(campaign: Campaign) -> Run:
-    base = Adapter.objects.create(name="base-b", sha256="b" * 64, base_sha256="b" * 64, is_base=True)
-    return Run.objects.create(campaign=campaign, snapshot=freeze(campaign), incumbent=base)
-
-
-def add_adapter() -> Adapter:
-    return Adapter.objects.create(name="adapter-2-abcdef", sha256="a" * 64, base_sha256="b" * 64)
-
-
-def write_evaluation(run: Run, value: float, *, policy: dict[str, Any] | None = None, **changes: Any) -> None:
-    assert run.snapshot
-    lines = [json.loads(line) for line in (run.snapshot.folder / "heldout.jsonl").open()]
-    rows = [
-        {"pair": line["pair"], "prompt_sha256": line["prompt_sha256"], "margin": value, "incumbent_margin": 0.0}
-        for line in lines
-    ]
-    run.folder.mkdir(parents=True, exist_ok=True)
-    found = {"heldout": [row | changes for row in rows], "policy": POLICY | (policy or {})}
-    attempts.write_json(run.folder / "evaluation.json", found)
 
 
 @pytest.mark.django_db
@@ -357,58 +322,3 @@ def test_it_never_forgets_a_verdict() -> None:
     for row in (adapter, run):
         with pytest.raises(ProtectedError):
             row.delete()
-
-
-@pytest.mark.django_db
-@pytest.mark.usefixtures("_model")
-def test_it_publishes_what_did_not_pass_only_with_a_reason() -> None:
-    campaign = add_campaign()
-    add_judged(campaign, 4, 1)
-    run = add_run(campaign)
-    with pytest.raises(adapters.NotServable):
-        gates.publish(run, actor=None)
-    run.adapter = add_adapter()
-    for reason in ("", "  "):
-        with pytest.raises(ReasonWanted, match="adapter-2-abcdef"):
-            gates.publish(run, actor=None, reason=reason)
-    write_evaluation(run, 0.3)
-    gates.evaluate(run, run.adapter, run.folder)
-    assert gates.needs_reason(run.adapter)  # one pair is not enough to pass
-
-
-@pytest.mark.django_db
-@pytest.mark.usefixtures("_model")
-def test_it_wants_a_reason_when_the_gate_compared_with_a_version_that_is_not_current_any_more() -> None:
-    campaign = add_campaign()
-    add_judged(campaign, 4, 10)
-    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
-    run = add_run(campaign)
-    run.adapter = add_adapter()
-    write_evaluation(run, 0.3)
-    gates.evaluate(run, run.adapter, run.folder)
-    assert run.incumbent
-    deployment = Deployment.objects.create(alias=adapters.CURRENT, adapter=run.incumbent)
-    assert not gates.needs_reason(run.adapter)
-    other = Adapter.objects.create(name="adapter-3-abcdef", sha256="c" * 64, base_sha256="b" * 64)
-    Deployment.objects.filter(pk=deployment.pk).update(adapter=other)
-    with pytest.raises(ReasonWanted, match="not the current one any more"):
-        gates.publish(run, actor=None)
-    Deployment.objects.filter(pk=deployment.pk).update(adapter=run.adapter)
-    assert not gates.needs_reason(run.adapter)  # publishing it again changes nothing
-
-
-@pytest.mark.django_db
-def test_it_wants_a_reason_for_what_learned_from_a_judgment_that_was_taken_back() -> None:
-    campaign = add_campaign()
-    rows = add_judged(campaign, 4, 10)
-    Policy.objects.create(campaign=campaign, min_heldout_pairs=5)
-    run = add_run(campaign)
-    run.adapter = add_adapter()
-    run.save()
-    write_evaluation(run, 0.3)
-    gates.evaluate(run, run.adapter, run.folder)
-    assert gates.doubt(run.adapter) == ""
-    retract_judgment(rows[0], add_annotator(), "a mistake", NOW)
-    assert "taken back since" in gates.doubt(run.adapter)
-    Deployment.objects.create(alias=adapters.CURRENT, adapter=run.adapter)
-    assert gates.doubt(run.adapter) == ""  # publishing it again changes nothing

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.catalog import Reward
+from training.implicit_reward import Reward
 from training.ml.data import Example, Pair, Single
 from training.ml.losses import Logps, PairLogps, ResponseLogps
 from training.ml.rows import Pack

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from training.catalog import Reward
+from training.implicit_reward import Reward
 from training.ml import behaviour, conduct, win_rate
 from training.ml.conduct import Question
 from training.ml.data import Pair, end_of_turn

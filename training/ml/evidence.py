@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 
 from training import catalog
+from training.implicit_reward import Reward
 from training.ml import conduct, divergence, evaluate, lines, policy, reward, rows
 from training.ml.conduct import Question
 from training.ml.data import Pair
@@ -77,7 +78,7 @@ class Examiner:
             "policy": evaluate.describe(versions, asked, self.base.tokenizer) | measured,
         }
 
-    def _incumbents_reward(self) -> catalog.Reward:
+    def _incumbents_reward(self) -> Reward:
         """By the manifest. The base has rewards of 0 by any; one from elsewhere is ranked as the new, and claims nothing."""
         mine = self.job.params.reward
         if self.job.incumbent is None:

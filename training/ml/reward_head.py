@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from training.catalog import Reward, RewardModel
+from training.catalog import RewardModel
+from training.implicit_reward import Reward
 from training.ml.batches import Columns, Source
 from training.ml.data import TIE, Pair
 from training.ml.decoder import hidden_states

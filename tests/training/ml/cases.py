@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -230,3 +231,19 @@ def make_learner(
         anchor=parsed.anchor,
     )
     return learner, model
+
+
+def copy_of(finished: Path, root: Path) -> Path:
+    """A run with the same snapshot, nothing computed yet."""
+    shutil.copytree(finished / "snapshot", root / "snapshot")
+    return root
+
+
+def with_incumbent(finished: Path, root: Path, model: Path, **params: Any) -> Path:
+    return write_attempt(
+        copy_of(finished, root),
+        model,
+        params=params,
+        incumbent=str(finished / "attempt-1" / "adapter"),
+        incumbent_name="adapter-7",
+    )

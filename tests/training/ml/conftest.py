@@ -1,6 +1,7 @@
 """The tiny model in the dtypes the trainer's tests need."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,18 +9,24 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from tests.training.ml.cases import exact_norms
-from training.ml import policy
+from tests.training.ml.cases import exact_norms, write_attempt
+from training.ml import policy, train
 from training.ml.watch import Watch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     """For matrices this small a second thread is only somebody to wait for."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +59,12 @@ def plain(tiny_model_dir: Path) -> PeftModel:
 def watch(tmp_path: Path) -> Watch:
     """Nobody supervises."""
     return Watch(tmp_path, token=1)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attempt that ran to its end undisturbed: the root of its run."""
+    root = tmp_path_factory.mktemp("run")
+    with one_thread():  # made for the session, before a module's own setting
+        assert train.main(write_attempt(root, tiny_model_dir)) == 0
+    return root
