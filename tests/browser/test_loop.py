@@ -70,7 +70,7 @@ def train_and_publish(page: Page, site: Site, shots: Path) -> str:
     expect(page.locator(".al-page")).not_to_have_attribute("data-status", "failed")
     shoot(page, shots, "run")
     expect(page.get_by_role("button", name="Publish")).to_be_visible(timeout=240_000)
-    page.get_by_label(re.compile("Why publish")).fill(
+    page.get_by_label(re.compile("Give a reason")).fill(
         "Twelve judgments cannot pass the gate; this is the test of the loop."
     )
     page.get_by_role("button", name="Publish").click()
