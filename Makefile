@@ -31,7 +31,7 @@ install: $(VENV)/.production
 
 # Three runs, two at a time: what needs no model, what imports torch (in one process), and what depends on the backends.
 test: $(VENV)/.development model
-	@echo "About ten minutes on two cores; each of the three runs prints when it is done."
+	@echo "About twenty minutes on two cores; each of the three runs prints when it is done."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-site test-backends test-models
 
 test-site: $(VENV)/.development
