@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from benchmarks.training import BUDGET, make_starts
 from benchmarks.training_peer import BETA, RATE
 from training.ml import data, policy
 from training.ml.data import Pair
-from training.ml.logprobs import remembering
+from training.ml.logprobs import response_logps, trunk_below
 from training.ml.progress import Progress
 from training.ml.scores import Memory, Scorer, Scores, score_by
 from training.ml.watch import Watch
@@ -138,7 +139,8 @@ class Judge:
         self.reference = self.score("base")
 
     def score(self, who: str) -> Scores:
-        scorer = Scorer(remembering(self.base.model, self.folder), self.base.model.device)
+        forward = partial(response_logps, self.base.model, trunk=trunk_below(self.base.model, self.folder))
+        scorer = Scorer(forward, self.base.model.device)
         memory = Memory(self.folder / "judged", who)
         alone = Watch(self.folder, token=0)
         return score_by(scorer, self.pairs, memory, budget=BUDGET, watch=alone, progress=Progress())

@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from training import catalog
 from training.ml import batches, lanes, losses, optim, policy
 from training.ml.data import Pair
-from training.ml.logprobs import remembering
+from training.ml.logprobs import response_logps, trunk_below
 from training.ml.loop import Learner, accumulate
 from training.ml.progress import Progress
 from training.ml.scores import Memory, Scorer, score_by
@@ -57,7 +58,7 @@ def ours(job: dict[str, Any], watch: Stopwatch) -> int:
     model = policy.add_incumbent(base, Path(job["start"]))
     parameters = policy.parameters(model)
     pairs = [_pair(i, row) for i, row in enumerate(job["rows"])]
-    forward = remembering(base.model, Path(job["folder"]))
+    forward = partial(response_logps, base.model, trunk=trunk_below(base.model, Path(job["folder"])))
     alone = Watch(Path(job["folder"]), token=0)
     memory = Memory(Path(job["cache"]), f"{base.path_key} base")
     with model.disable_adapter():

@@ -1,7 +1,5 @@
 """Log-probabilities of responses: the language-model head at completion positions only, never the whole logits."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +65,6 @@ def response_logps(model: PreTrainedModel, pack: Pack, trunk: Trunk | None = Non
     """(R,) sums of the log-probabilities of each response's tokens, in the order of `pack.order`."""
     logps = token_logps(model, pack, trunk=trunk)
     return torch.zeros(pack.n_responses, dtype=logps.dtype, device=logps.device).index_add(0, pack.owners, logps)
-
-
-def remembering(model: PreTrainedModel, folder: Path) -> Callable[[Pack], torch.Tensor]:
-    """`response_logps` of a model with its adapter, what lies below the adapter being computed once and kept in folder."""
-    return partial(response_logps, model, trunk=trunk_below(model, folder))
 
 
 def trunk_below(model: PreTrainedModel, folder: Path) -> Trunk | None:

@@ -1,8 +1,8 @@
 """What the model writes now: sampled responses, by transformers' layers under plain attention.
 
 The trainer's attention reads packed rows and keeps no keys and values, so it cannot generate. transformers' `generate`
-could, but draws a random number for every entry of the vocabulary, 22 ms for 24 responses' next tokens, and shows the
-kernels a new length at every token, for each of which oneDNN compiles one and keeps it. Each response has random
+could, but draws a random number for every entry of the vocabulary, 22 ms for 24 responses' next tokens, by which a
+response depends on those that it is generated with. Here each has random
 numbers of its own, by its place among the prompts and the seed, so what is drawn does not depend on what it is generated
 with; the trainer's random numbers and attention stay as they were: a run that samples in between takes the same steps.
 """
