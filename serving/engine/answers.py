@@ -4,13 +4,16 @@ import json
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from serving.engine.job import Choice
+from serving.engine.job import Choice, Job
+from serving.engine.protocol import CompletionRequest, Generation
 from serving.engine.sampler import TokenLogprob
 from serving.engine.sequence import Done, Piece
 from serving.engine.text import Tokenizer
-from serving.engine.versions import Version
+
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class TextAnswer:
@@ -19,19 +22,22 @@ class TextAnswer:
     object = chunk_object = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, tokenizer: Tokenizer, version: Version) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, asked: Generation, job: Job) -> None:
+        self._tokenizer, self._asked, self._prompts = tokenizer, asked, job.prompts
         self._offsets: dict[int, int] = {}  # characters sent so far, by choice
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": version.name,
-            "system_fingerprint": version.sha256[:12],
+            "model": job.version.name,
+            "system_fingerprint": job.version.sha256[:12],
         }
 
-    def whole(self, choices: list[Choice], n_prompt: int) -> dict[str, Any]:
+    def whole(self, choices: list[Choice]) -> dict[str, Any]:
         dones = [choice.done for choice in choices if choice.done]
+        if isinstance(self._asked, CompletionRequest) and self._asked.is_only_prompt:
+            dones = [replace(done, n_tokens=0) for done in dones]
         found = [self._choice(choice, done) for choice, done in zip(choices, dones, strict=True)]
+        n_prompt = sum(len(prompt) for prompt in self._prompts)
         return {**self._head, "object": self.object, "choices": found, "usage": usage(dones, n_prompt)}
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -49,11 +55,36 @@ class TextAnswer:
         return {"index": done.index, "text": "", "logprobs": None, **_ending(done)}
 
     def _choice(self, choice: Choice, done: Done) -> dict[str, Any]:
-        logprobs = self._logprobs(done.index, choice.logprobs)
-        found = {"index": done.index, "text": choice.text, "logprobs": logprobs, **_ending(done)}
+        text, items = choice.text, choice.logprobs
+        if isinstance(self._asked, CompletionRequest) and self._asked.is_only_prompt:
+            text, items = "", []
+        found: dict[str, Any] = {"index": done.index, "text": text, **_ending(done)}
+        if isinstance(self._asked, CompletionRequest) and self._asked.is_echo:
+            found["text"] = self._prompt_text(done.index) + text
+            found["logprobs"] = self._echoed_logprobs(done, items)
+        else:
+            found["logprobs"] = self._logprobs(done.index, items)
         if done.prompt_logprobs is not None:
             found["prompt_logprobs"] = self._prompt_logprobs(done.prompt_logprobs)
+        if self._asked.returns_ids:
+            found |= {"prompt_token_ids": self._prompt(done.index), "token_ids": choice.tokens}
         return found
+
+    def _prompt(self, index: int) -> list[int]:
+        return self._prompts[index // self._asked.n]
+
+    def _prompt_text(self, index: int) -> str:
+        return self._tokenizer.decode(self._prompt(index), has_special=True)
+
+    def _echoed_logprobs(self, done: Done, items: list[TokenLogprob]) -> dict[str, Any] | None:
+        """Prompt and answer in one: the first token has none, as in OpenAI's API."""
+        if done.prompt_logprobs is None:
+            return None
+        first = self._tokenizer.token_text(self._prompt(done.index)[0])
+        self._offsets[done.index] = len(first)
+        found = self._logprobs(done.index, [*done.prompt_logprobs, *items])
+        first_entry = {"tokens": first, "token_logprobs": None, "top_logprobs": None, "text_offset": 0}
+        return {key: [entry, *(found[key] if found else [])] for key, entry in first_entry.items()}
 
     def _logprobs(self, index: int, items: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         """OpenAI's older form: parallel lists."""
@@ -90,6 +121,15 @@ class ChatAnswer(TextAnswer):
     object, chunk_object = "chat.completion", "chat.completion.chunk"
     prefix = "chatcmpl"
 
+    def whole(self, choices: list[Choice]) -> dict[str, Any]:
+        """What belongs to the one prompt stands beside the choices, as in vLLM."""
+        found, done = super().whole(choices), choices[0].done
+        if done and done.prompt_logprobs is not None:
+            found["prompt_logprobs"] = self._prompt_logprobs(done.prompt_logprobs)
+        if self._asked.returns_ids:
+            found["prompt_token_ids"] = self._prompts[0]
+        return found
+
     def opening(self, index: int) -> dict[str, Any]:
         return _delta(index, {"role": "assistant", "content": ""})
 
@@ -103,9 +143,7 @@ class ChatAnswer(TextAnswer):
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         logprobs = self._logprobs(done.index, choice.logprobs)
         found = {"index": done.index, "message": message, "logprobs": logprobs, **_ending(done)}
-        if done.prompt_logprobs is not None:
-            found["prompt_logprobs"] = self._prompt_logprobs(done.prompt_logprobs)
-        return found
+        return {**found, "token_ids": choice.tokens} if self._asked.returns_ids else found
 
     def _logprobs(self, index: int, items: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         content = [
@@ -121,18 +159,20 @@ class ChatAnswer(TextAnswer):
 
 def usage(dones: list[Done], n_prompt: int) -> dict[str, Any]:
     """Token counts. Cached are the prompt tokens that the first choice found; the others share its prompt."""
-    n_tokens = sum(done.n_tokens for done in dones)
+    n_cached = min((done.n_cached for done in dones), default=0)
     return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_tokens,
-        "total_tokens": n_prompt + n_tokens,
-        "prompt_tokens_details": {"cached_tokens": min((done.n_cached for done in dones), default=0)},
+        **counts(n_prompt, sum(done.n_tokens for done in dones)),
+        "prompt_tokens_details": {"cached_tokens": n_cached},
     }
+
+
+def counts(n_prompt: int, n_answer: int) -> dict[str, Any]:
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
 
 
 def event(data: dict[str, Any] | str) -> bytes:
     """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = data if isinstance(data, str) else ENCODE(data)
     return f"data: {text}\n\n".encode()
 
 

@@ -31,14 +31,15 @@ class SequenceCache:
     slicing costs as much as a small kernel.
     """
 
-    __slots__ = ("capacity", "keys", "rows", "store", "values")
+    __slots__ = ("address", "capacity", "keys", "rows", "sizes", "store", "values")
 
     def __init__(
         self, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.capacity = capacity
+        self.capacity, self.sizes = capacity, (n_layers, n_kv_heads, head_dim)
         with torch.inference_mode():
             self.store = torch.empty(n_layers, 2 * n_kv_heads, capacity, head_dim, dtype=dtype, device=device)
+            self.address = self.store.data_ptr()
             self.rows = self.store.unbind(0)  # each (2·Hkv, capacity, D)
             self.keys = [layer[None, :n_kv_heads] for layer in self.rows]  # each (1, Hkv, capacity, D)
             self.values = [layer[None, n_kv_heads:] for layer in self.rows]
@@ -52,12 +53,16 @@ class SequenceCache:
         self.store[:, :, start : start + block.shape[2]] = block
 
 
+Root = tuple[int, str]  # a version's uid, and who asks it
+Key = tuple[Root | int, tuple[int, ...]]  # (what came before: a root, or a block's uid; tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Up to BLOCK consecutive prompt tokens of one version, in the context of the blocks before it."""
 
     uid: int
-    key: tuple[int, tuple[int, ...]]
+    key: Key
     keys_values: Tensor  # (L, 2·Hkv, n, D)
     hidden: Tensor  # (H,) of the last token: what its logits are computed from, so a whole prompt needs no step at all
 
@@ -67,39 +72,44 @@ class Block:
 
 
 class PrefixCache:
-    """Blocks by (identity of what came before, tokens); the first block's predecessor is the version itself.
+    """Blocks by (identity of what came before, tokens); the first block's predecessor is the version, for one caller.
 
-    So a key can never match another version's tokens, and tokens are compared, not hashes. Blocks always begin at a
-    multiple of BLOCK: a token's numbers are then the same whether its block was computed or found.
+    So a key can never match another version's tokens, and nobody can find out by a quick answer, or by the count of cached
+    tokens, what somebody else has asked. Tokens are compared, not hashes. Blocks always begin at a
+    multiple of BLOCK: a token's numbers are then the same whether its block was computed or found. A block's predecessors
+    are kept as long as it is itself: without them it could not be found.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
-        self._blocks: OrderedDict[tuple[int, tuple[int, ...]], Block] = OrderedDict()  # least recently used first
+        self._blocks: OrderedDict[Key, Block] = OrderedDict()  # least recently used first
+        self._followers: dict[Root | int, dict[int, Block]] = {}  # by what they follow
         self._lock = threading.Lock()  # versions are dropped from another thread
 
-    def find(self, parent: int, tokens: tuple[int, ...]) -> Block | None:
+    def find(self, parent: Root | int, tokens: tuple[int, ...]) -> Block | None:
         with self._lock:
             block = self._blocks.get((parent, tokens))
             if block:
                 self._blocks.move_to_end(block.key)
             return block
 
-    def add(self, parent: int, tokens: tuple[int, ...], keys_values: Tensor, hidden: Tensor) -> Block:
-        """Keep a computed block, making room by dropping the least recently used ones."""
+    def add(self, parent: Root | int, tokens: tuple[int, ...], keys_values: Tensor, hidden: Tensor) -> Block:
+        """Keep a computed block, making room by dropping the end of what was least recently used."""
         block = Block(new_uid(), (parent, tokens), keys_values, hidden)
         with self._lock:
-            if block.n_bytes > self.max_bytes:
+            if known := self._blocks.get(block.key):
+                return known
+            is_lost = isinstance(parent, int) and parent not in self._followers
+            if is_lost or block.n_bytes > self.max_bytes:
                 return block
-            self._blocks[block.key] = block
-            self.n_bytes += block.n_bytes
+            self._keep(block)
             while self.n_bytes > self.max_bytes:
-                self._forget(next(iter(self._blocks)))
+                self._forget(self._end_of(next(iter(self._blocks.values()))))
         return block
 
     def touch(self, chain: list[Block]) -> None:
-        """Mark a prompt's blocks as used, the first one last: a block without its predecessor can never be found."""
+        """Mark a prompt's blocks as used, the first one last: more prompts begin with it than with the others."""
         with self._lock:
             for block in reversed(chain):
                 if block.key in self._blocks:
@@ -108,14 +118,30 @@ class PrefixCache:
     def drop(self, version: int) -> None:
         """Forget every block of a version."""
         with self._lock:
-            gone = {version}
-            for key in sorted(self._blocks, key=lambda k: self._blocks[k].uid):  # predecessors have smaller uids
-                if key[0] in gone:
-                    gone.add(self._blocks[key].uid)
-                    self._forget(key)
+            roots = [root for root in self._followers if isinstance(root, tuple) and root[0] == version]
+            for root in roots:
+                while followers := self._followers.get(root):
+                    self._forget(self._end_of(next(iter(followers.values()))))
 
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def _forget(self, key: tuple[int, tuple[int, ...]]) -> None:
-        self.n_bytes -= self._blocks.pop(key).n_bytes
+    def _keep(self, block: Block) -> None:
+        self._blocks[block.key] = block
+        self._followers[block.uid] = {}
+        self._followers.setdefault(block.key[0], {})[block.uid] = block
+        self.n_bytes += block.n_bytes
+
+    def _end_of(self, block: Block) -> Block:
+        """The last block of a chain through this one."""
+        while followers := self._followers[block.uid]:
+            block = next(iter(followers.values()))
+        return block
+
+    def _forget(self, block: Block) -> None:
+        """A block that nothing follows."""
+        parent = block.key[0]
+        del self._blocks[block.key], self._followers[block.uid], self._followers[parent][block.uid]
+        if isinstance(parent, tuple) and not self._followers[parent]:
+            del self._followers[parent]
+        self.n_bytes -= block.n_bytes

@@ -21,8 +21,8 @@ from torch import Tensor
 from serving.engine.model_folder import Manifest, ModelConfig
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
-MAX_HEADER_BYTES = 8 * 1024 * 1024
-MAX_FILE_BYTES = 2 * 1024**3
+MAX_HEADER_BYTES = 16 * 1024 * 1024  # this and the next as in serving/artifacts.py, which lets files in
+MAX_FILE_BYTES = 8 * 1024**3
 MAX_RANK = 256
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KEY = re.compile(
@@ -39,6 +39,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": (None, {}),
     "lora_bias": (False, None),
     "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None, []),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "use_qalora": (False, None),
 }
 
 
@@ -84,7 +88,7 @@ def _read_config(folder: Path) -> tuple[int, float]:
         raise InvalidAdapter(f"The adapter's rank must be between 1 and {MAX_RANK}, not {rank!r}.")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e6:
         raise InvalidAdapter(f"The adapter's lora_alpha must be a number, not {alpha!r}.")
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _check_manifest(folder: Path, sha256: str, base: Manifest) -> None:
@@ -104,7 +108,7 @@ def _factors(raw: bytes, config: ModelConfig, rank: int) -> dict[tuple[int, str]
         if match is None or int(match["layer"]) >= config.n_layers:
             raise InvalidAdapter(f"The adapter has a tensor {key[:120]!r} that this model has no place for.")
         place = (int(match["layer"]), match["name"])
-        n_out, n_in = _shape(config, match["name"])
+        n_out, n_in = shape(config, match["name"])
         if tuple(tensor.shape) != ((rank, n_in) if match["side"] == "A" else (n_out, rank)):
             raise InvalidAdapter(f"{key} has the shape {tuple(tensor.shape)}, which does not fit this model.")
         if not torch.isfinite(tensor).all():
@@ -115,7 +119,7 @@ def _factors(raw: bytes, config: ModelConfig, rank: int) -> dict[tuple[int, str]
     return {place: (pair["A"], pair["B"]) for place, pair in sides.items()}
 
 
-def _shape(config: ModelConfig, name: str) -> tuple[int, int]:
+def shape(config: ModelConfig, name: str) -> tuple[int, int]:
     """(n_out, n_in) of a projection."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim

@@ -5,6 +5,7 @@ each sequence alone. A row's numbers depend on its sequence only, never on its c
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from serving.engine.cache import SequenceCache
 from serving.engine.model_folder import ModelConfig
+from serving.engine.sampler import Sampler, TokenLogprob, draw, token_logprob
 from serving.engine.weights import Weights
 
 EXACT_ROWS_OF_HEAD = 8192  # of the vocabulary, turned into float32 at a time
@@ -69,15 +71,25 @@ class Model:
             return weights.head(hidden.expand(2, -1).contiguous())[:1].float()
         return weights.head(hidden).float()
 
-    @torch.inference_mode()
-    def exact_logprobs(self, weights: Weights, hidden: Tensor) -> Tensor:
-        """(R, H) -> (R, V): log-softmax with the head's product in float32.
+    def draw(self, logits: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
+        """logits: (R, V), adjusted -> each row's token, None where a row is not finite."""
+        return [draw(row, s.params, s.uniform()) for row, s in zip(logits, samplers, strict=True)]
 
-        The product in bf16 would round logits by up to 0.06, more than a small adapter moves them.
+    @torch.inference_mode()
+    def float32_logits(self, weights: Weights, hidden: Tensor) -> Tensor:
+        """(R, H) -> (R, V), with the head's product in float32.
+
+        In bf16 it would round logits by up to 0.06, more than a small adapter moves them.
         """
+        if weights.head_dense is None:
+            raise ValueError("these weights lie as another model wants them")
         parts = weights.head_dense.split(EXACT_ROWS_OF_HEAD)
-        logits = torch.cat([hidden.float() @ part.float().T for part in parts], dim=-1)
-        return F.log_softmax(logits, dim=-1)
+        return torch.cat([hidden.float() @ part.float().T for part in parts], dim=-1)
+
+    @torch.inference_mode()
+    def rank(self, logits: Tensor, tokens: Sequence[int], n_top: int) -> list[TokenLogprob]:
+        """logits: (R, V); tokens: (R,) -> each row's log-probability of its token, and those of the `n_top` likeliest."""
+        return [token_logprob(F.log_softmax(row, -1), t, n_top) for row, t in zip(logits, tokens, strict=True)]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)

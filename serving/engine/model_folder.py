@@ -84,11 +84,14 @@ def read_config(folder: Path) -> ModelConfig:
     _check_supported(architecture, data)
     try:
         n_heads = int(data["num_attention_heads"])
+        n_kv_heads = int(data.get("num_key_value_heads") or n_heads)
+        if n_heads % n_kv_heads:
+            raise ValueError(f"{n_heads} heads cannot share {n_kv_heads} heads of keys evenly")
         return ModelConfig(
             architecture=architecture,
             n_layers=int(data["num_hidden_layers"]),
             n_heads=n_heads,
-            n_kv_heads=int(data.get("num_key_value_heads") or n_heads),
+            n_kv_heads=n_kv_heads,
             head_dim=int(data.get("head_dim") or data["hidden_size"] // n_heads),
             hidden_size=int(data["hidden_size"]),
             intermediate_size=int(data["intermediate_size"]),
@@ -100,7 +103,7 @@ def read_config(folder: Path) -> ModelConfig:
             eos_ids=_eos_ids(folder, data),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise BrokenModel(f"{folder / 'config.json'} is incomplete ({error!r}); {_again(folder)}") from error
+        raise BrokenModel(f"{folder / 'config.json'} is incomplete or wrong ({error!r}); {_again(folder)}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,26 +1,28 @@
 """Which sequences run in a step, and running it: continuous batching over several versions.
 
 A step of the engine's thread:
-  1. take in what arrived, drop what was cancelled, admit waiting sequences while there is room;
+  1. drop what was cancelled and end what is out of time, admit waiting sequences while there is room (see `admission`);
   2. give the prompts with the earliest deadline their next blocks, up to one block's worth of tokens, so that a long prompt
-     never holds up decoding; blocks that the prefix cache has cost nothing;
+     never holds up decoding; blocks that the prefix cache has cost nothing. A prompt is due after as many steps as it has
+     blocks, and a request's prompts one after the other, as if they were one: what is shorter goes first, for a while;
   3. for each version: one forward pass over its prompt blocks and its decoding sequences, then logits and one token for
-     each sequence that has its prompt complete.
+     each sequence that has its prompt complete;
+  4. send what came of it, all at once (see `outbox`).
 """
 
 import logging
+import math
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
 
 import torch
 
-from serving.engine.cache import BLOCK, PrefixCache
+from serving.engine.admission import Admission, Limits
+from serving.engine.cache import BLOCK, Key, PrefixCache
 from serving.engine.metrics import Metrics
 from serving.engine.model import Model, Segment
-from serving.engine.sampler import BadLogits, token_logprob
-from serving.engine.sequence import Sequence, State
+from serving.engine.outbox import Outbox
+from serving.engine.sequence import Sequence, State, Turn
 from serving.engine.versions import Version, Versions
 
 log = logging.getLogger("engine")
@@ -28,21 +30,12 @@ log = logging.getLogger("engine")
 # A sequence without a segment has the hidden state of its next token already.
 Work = tuple[Sequence, Segment | None]
 FAILED = "The engine failed while it was working on this request."
-
-
-class Overloaded(Exception):
-    """The queue is full; try again later."""
+NOT_FINITE = "The model's output is not finite."
+CLOSING = "The engine is shutting down."
 
 
 class Stopped(Exception):
     """The engine is shutting down."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    max_running: int = 64  # sequences in one step
-    max_waiting: int = 256
-    max_tokens: int = 65536  # that running sequences may come to hold together: the bound on the memory of the caches
 
 
 class Scheduler:
@@ -53,10 +46,11 @@ class Scheduler:
     ) -> None:
         self._model, self._versions, self._prefixes = model, versions, prefixes
         self.limits, self.metrics = limits, metrics
-        self._waiting: deque[Sequence] = deque()
+        self.outbox = Outbox()
+        self._admission = Admission(limits)
         self._running: list[Sequence] = []
         self._n_steps = 0
-        self._wake = threading.Condition()  # guards _waiting and _is_stopping
+        self._wake = threading.Condition()  # guards _admission and _is_stopping
         self._is_stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -81,15 +75,16 @@ class Scheduler:
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue a request's sequences, all or none. Each has pinned its version. Raises Overloaded or Stopped."""
+        _line_up(sequences)
         now = time.monotonic()
+        for sequence in sequences:
+            sequence.arrived_at = now
+            sequence.begin_by = now + min(self.limits.max_wait_seconds, sequence.ending.seconds)
+            sequence.end_by = now + min(self.limits.max_seconds, sequence.ending.seconds)
         with self._wake:
             if self._is_stopping:
-                raise Stopped("The engine is shutting down.")
-            if len(self._waiting) + len(sequences) > self.limits.max_waiting:
-                raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again in a moment.")
-            for sequence in sequences:
-                sequence.arrived_at = now
-            self._waiting.extend(sequences)
+                raise Stopped(CLOSING)
+            self._admission.add(sequences)
             self._wake.notify()
 
     def cancel(self, sequences: list[Sequence]) -> None:
@@ -101,64 +96,85 @@ class Scheduler:
 
     def counts(self) -> tuple[int, int]:
         """(running, waiting)."""
-        return len(self._running), len(self._waiting)
+        return len(self._running), len(self._admission)
+
+    @property
+    def n_held(self) -> int:
+        """Tokens that the running sequences may come to hold, at most `limits.max_tokens`."""
+        return self._admission.n_held
 
     # --- the engine's thread -----------------------------------------------------------------------------------------
     def _loop(self) -> None:
         torch.set_num_threads(self._n_threads)  # this thread's; a loader may have set another default meanwhile
+        try:
+            self._work()
+        finally:
+            self._close()
+
+    def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._is_stopping or self._waiting or self._running)
+                self._wake.wait_for(lambda: self._is_stopping or self._admission or self._running)
                 if self._is_stopping:
-                    break
+                    return
             try:
                 self.step()
-            except Exception:  # the loop must go on: whatever it is, it ended these sequences only
+            except BaseException:  # the loop must go on, also after a panic in Rust, which is no Exception
                 log.exception("a step failed")
                 self._fail(list(self._running), FAILED)
-        self._fail([*self._running, *self._waiting], "The engine is shutting down.")
+                self.outbox.flush()
+
+    def _close(self) -> None:
+        """Also when the thread dies of what nobody expected: what it has not answered, nobody else will."""
+        with self._wake:
+            self._is_stopping = True
+            waiting = self._admission.remove(lambda _: True)
+        self._fail([*self._running, *waiting], CLOSING, 503)
+        self.outbox.flush()
 
     def step(self) -> None:
         self._n_steps += 1
-        self._drop_cancelled()
+        self._sweep(time.monotonic())
         self._admit()
         for version, work in self._plan().items():
             self._run(version, work)
         self._running = [s for s in self._running if s.state is not State.ENDED]
+        self.outbox.flush()
 
-    def _drop_cancelled(self) -> None:
+    def _sweep(self, now: float) -> None:
+        """Drop what was cancelled, end what is out of time. now: monotonic seconds."""
         with self._wake:
-            gone = [s for s in (*self._waiting, *self._running) if s.is_cancelled and s.state is not State.ENDED]
-            if gone:
-                self._waiting = deque(s for s in self._waiting if not s.is_cancelled)
-        for sequence in gone:
-            sequence.state = State.ENDED
-            self._release(sequence, "cancelled")
+            gone = self._admission.remove(lambda s: s.is_cancelled or now >= s.begin_by)
+        for sequence in [*gone, *self._running]:
+            if sequence.is_cancelled:
+                sequence.state = State.ENDED
+                self._release(sequence, "cancelled")
+            elif not sequence.is_admitted:
+                seconds = now - sequence.arrived_at
+                self._fail([sequence], f"The engine is busy: this request waited {seconds:.0f} s for its turn.", 503)
+            elif now >= sequence.end_by:
+                self._run_out(sequence)
         self._running = [s for s in self._running if s.state is not State.ENDED]
 
     def _admit(self) -> None:
-        n_held = sum(s.n_reserved for s in self._running)
         with self._wake:
-            while self._waiting and len(self._running) < self.limits.max_running:
-                sequence = self._waiting[0]
-                n_held += sequence.n_reserved
-                if n_held > self.limits.max_tokens:
-                    break
-                self._running.append(self._waiting.popleft())
-                sequence.state = State.PREFILL
-                sequence.deadline = self._n_steps + len(sequence.prompt) // BLOCK
+            while sequence := self._admission.take():
+                self._running.append(sequence)
+                sequence.state, sequence.begun_at = State.PREFILL, time.monotonic()
+                sequence.turn.begun_at_step = sequence.turn.begun_at_step or self._n_steps
+                sequence.deadline = sequence.turn.begun_at_step + sequence.n_blocks
         for sequence in [s for s in self._running if s.cache is None]:
             try:
                 sequence.cache = self._model.new_cache(sequence.n_reserved)
             except (MemoryError, RuntimeError):
                 log.exception("no memory for %d tokens", sequence.n_reserved)
-                self._fail([sequence], "The engine has no memory for this request.")
+                self._fail([sequence], "The engine has no memory for this request.", 503)
 
     def _plan(self) -> dict[Version, list[Work]]:
         """This step's work by version."""
         plan: dict[Version, list[Work]] = {}
         n_left = BLOCK
-        planned: set[tuple[int, tuple[int, ...]]] = set()
+        planned: set[Key] = set()
         for sequence in sorted(self._running, key=lambda s: (s.deadline, s.uid)):
             segment = None
             if sequence.state is State.DECODE:
@@ -222,7 +238,8 @@ class Scheduler:
             row += n
             if sequence.state is State.PREFILL:
                 self._keep_block(sequence, segment, own)
-            if sequence.state is State.DECODE or sequence.n_computed == len(sequence.prompt):
+            is_prompt_complete = sequence.state is State.PREFILL and sequence.n_computed == len(sequence.prompt)
+            if sequence.state is State.DECODE or is_prompt_complete:
                 sequence.hidden = own[-1]
 
     def _keep_block(self, sequence: Sequence, segment: Segment, hidden: torch.Tensor) -> None:
@@ -239,27 +256,35 @@ class Scheduler:
     def _score(self, sequence: Sequence, segment: Segment, hidden: torch.Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow this block's tokens."""
         following = sequence.prompt[segment.start + 1 : segment.start + len(segment.tokens) + 1]
-        logprobs = self._model.exact_logprobs(sequence.version.weights, hidden[: len(following)])
-        n_top = sequence.params.prompt_logprobs or 0
-        sequence.prompt_logprobs += [token_logprob(row, t, n_top) for row, t in zip(logprobs, following, strict=True)]
+        if following:
+            logits = self._model.float32_logits(sequence.version.weights, hidden[: len(following)])
+            scored = self._model.rank(logits, following, sequence.params.prompt_logprobs or 0)
+            if not all(math.isfinite(one.logprob) for one in scored):
+                self._fail([sequence], NOT_FINITE)
+            sequence.prompt_logprobs += scored
 
     def _sample(self, version: Version, sequences: list[Sequence]) -> None:
         if not sequences:
             return
-        rows = torch.stack([s.hidden for s in sequences if s.hidden is not None])
-        for sequence, logits in zip(sequences, self._model.logits(version.weights, rows), strict=True):
+        rows = torch.stack([s.hidden for s in sequences if s.hidden is not None])  # (R, H)
+        logits = self._model.logits(version.weights, rows)  # (R, V)
+        tokens = self._model.draw(_adjusted(logits, sequences), [s.sampler for s in sequences])
+        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             sequence.hidden = None
             if sequence.state is State.PREFILL:
                 sequence.state = State.DECODE
                 self._prefixes.touch(sequence.chain)
                 sequence.chain = []
-            self._choose(sequence, logits)
+            self._take(sequence, token, logits[i : i + 1])
 
-    def _choose(self, sequence: Sequence, logits: torch.Tensor) -> None:
+    def _take(self, sequence: Sequence, token: int | None, logits: torch.Tensor) -> None:
+        """logits: (1, V), as the model gave them."""
+        if token is None:
+            self._fail([sequence], NOT_FINITE)
+            return
         try:
-            sequence.choose(logits)
-        except BadLogits as error:
-            self._fail([sequence], str(error))
+            n_top = sequence.params.logprobs
+            sequence.take(token, None if n_top is None else self._model.rank(logits, [token], n_top)[0])
         except Exception:  # its text, its stop strings, its listener: nothing that others should suffer for
             log.exception("a request failed")
             self._fail([sequence], FAILED)
@@ -269,15 +294,45 @@ class Scheduler:
                 self._release(sequence, "done")
 
     # --- endings -----------------------------------------------------------------------------------------------------
-    def _fail(self, sequences: list[Sequence], message: str) -> None:
+    def _run_out(self, sequence: Sequence) -> None:
+        try:
+            sequence.run_out()
+        except Exception:  # as in _take
+            log.exception("a request failed")
+            self._fail([sequence], FAILED)
+        else:
+            self._release(sequence, "timeout")
+
+    def _fail(self, sequences: list[Sequence], message: str, status: int = 500) -> None:
         for sequence in sequences:
             if sequence.state is not State.ENDED:
-                sequence.fail(message)
+                sequence.fail(message, status)
                 self._release(sequence, "failed")
         self._running = [s for s in self._running if s.state is not State.ENDED]
 
     def _release(self, sequence: Sequence, outcome: str) -> None:
         """Give back what an ended sequence held, the pin on its version last."""
         sequence.cache, sequence.hidden, sequence.chain = None, None, []
-        self.metrics.endings[outcome] += 1
+        if sequence.is_admitted:
+            with self._wake:
+                self._admission.settle(sequence)
+        self.metrics.count_ending(sequence, outcome, time.monotonic())
         self._versions.release(sequence.version)
+
+
+def _line_up(sequences: list[Sequence]) -> None:
+    """Tells a request's sequences how many blocks it has to compute until each has its prompt: choices of one prompt share
+    its blocks, where it is not scored.
+    """
+    turn, n_blocks, before = Turn(), 0, None
+    for sequence in sequences:
+        if sequence.prompt != before or not sequence.is_sharing:
+            n_blocks += math.ceil(len(sequence.prompt) / BLOCK)
+        sequence.turn, sequence.n_blocks, before = turn, n_blocks, sequence.prompt
+
+
+def _adjusted(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """logits (R, V) as each sequence wants its own changed; the same tensor when none does."""
+    if not any(sequence.is_adjusting for sequence in sequences):
+        return logits
+    return torch.stack([sequence.adjusted(row) for sequence, row in zip(sequences, logits, strict=True)])

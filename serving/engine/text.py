@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
-from serving.engine.model_folder import TEMPLATE, ModelConfig
+from serving.engine.model_folder import TEMPLATE, BrokenModel, ModelConfig
 
 INCOMPLETE = "\ufffd"  # what decoding puts in place of bytes that are no character (yet)
 MAX_HELD_TOKENS = 8  # a character has at most four bytes; longer incomplete tails are rubbish, not half a character
@@ -41,16 +41,26 @@ class Tokenizer:
         eos = self._fast.token_to_id(self.special.get("eos_token", ""))
         self.eos_ids = frozenset(config.eos_ids) | ({eos} if eos is not None else set())
         self.n_vocabulary = config.vocab_size
+        if (largest := max(self._fast.get_vocab(with_added_tokens=True).values(), default=0)) >= self.n_vocabulary:
+            raise BrokenModel(
+                f"The tokenizer in {folder} has a token {largest}; config.json has a vocab_size of {self.n_vocabulary}."
+            )
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadConversation("The text holds half of a surrogate pair, which is no character.") from error
-        return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` keeps Python's lock, and a long text would stop the server; a batch gives it back.
+        return self._fast.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
 
-    def decode(self, ids: list[int]) -> str:
-        return self._fast.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: list[int], *, has_special: bool = False) -> str:
+        """`has_special`: special tokens are part of the text."""
+        return self._fast.decode(ids, skip_special_tokens=not has_special)
+
+    def token_strings(self, ids: list[int]) -> list[str]:
+        """The vocabulary's own names of the tokens."""
+        return [self._fast.id_to_token(token) or "" for token in ids]
 
     def token_text(self, token: int) -> str:
         """One token alone, special ones included; bytes that are no character are replaced."""
@@ -94,7 +104,8 @@ class Detokenizer:
         piece = self._undone()
         if piece.endswith(INCOMPLETE) and len(self._ids) - self._done <= MAX_HELD_TOKENS:
             return ""
-        if piece:
+        # Special tokens make no text: they are not decoded again with every token that follows.
+        if piece or len(self._ids) - self._done > MAX_HELD_TOKENS:
             self._context, self._done = self._done, len(self._ids)
         return piece
 

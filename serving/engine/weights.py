@@ -7,14 +7,15 @@ gate and up), so a layer has four matrix products.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from serving.engine.lora import Lora
+from serving.engine.lora import Lora, shape
 from serving.engine.model_folder import ModelConfig, weight_files
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -46,33 +47,62 @@ class Linear:
         return F.linear(x, self.weight, self.bias)
 
 
+class Layout(Protocol):
+    """How the model that is to use them wants matrices to lie; what it makes of one is its own."""
+
+    sums_in_float32: bool  # products come out as float32, so scores need no dense copy of the head
+
+    def fresh(self) -> "Layout":
+        """For the matrices of another version, which are freed together."""
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """weight: (n_out, n_in); bias: (n_out,)."""
+
+    def gated(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """Gate's rows, then up's: weight (2·I, n_in), bias (2·I,)."""
+
+
+class TorchLayout:
+    """For `serving.engine.model.Model`."""
+
+    sums_in_float32 = False
+    linear = gated = staticmethod(Linear)
+
+    def fresh(self) -> "TorchLayout":
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
+    """Linear projections as the layout made them."""
+
     input_norm: Tensor  # (H,)
-    qkv: Linear
-    out: Linear
+    qkv: Any
+    out: Any
     post_norm: Tensor  # (H,)
-    gate_up: Linear
-    down: Linear
+    gate_up: Any
+    down: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Weights:
+    """Equal to itself only: it is its tensors."""
+
     embedding: Tensor  # (V, H)
     layers: tuple[Layer, ...]
     final_norm: Tensor  # (H,)
-    head: Linear
-    head_dense: Tensor  # (V, H), for exact log-probabilities; the embedding itself when tied
+    head: Any
+    head_dense: Tensor | None  # (V, H), the embedding itself when tied; None where the layout has an exact head
 
 
 class Checkpoint:
-    """Named tensors of a model folder, copied out of its safetensors files when asked for.
+    """Named tensors of a model folder, copied out of its safetensors files when asked for; `layout` is for its matrices.
 
     Copied, so that no mapping of a whole file stays in memory for the sake of one tensor.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, layout: Layout | None = None) -> None:
+        self.dtype, self.device, self.layout = dtype, device, layout or TorchLayout()
         self._path: dict[str, Path] = {}
         for path in weight_files(folder):
             with safe_open(path, framework="pt") as file:
@@ -81,6 +111,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._path
 
+    def size(self, name: str) -> tuple[int, ...]:
+        with safe_open(self._path[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._path[name], framework="pt") as file:
             return file.get_tensor(name).to(device=self.device, dtype=self.dtype, copy=True)
@@ -88,16 +122,36 @@ class Checkpoint:
 
 @torch.inference_mode()
 def load(config: ModelConfig, checkpoint: Checkpoint) -> Weights:
-    """The base. Raises KeyError naming a tensor that the checkpoint lacks."""
+    """The base. Raises KeyError naming a tensor that the checkpoint lacks, RuntimeError naming one of another size."""
+    _check_sizes(config, checkpoint)
+    layout = checkpoint.layout.fresh()
     embedding = checkpoint["model.embed_tokens.weight"]
-    head_dense = embedding if config.is_tied else checkpoint["lm_head.weight"]
+    head = embedding if config.is_tied else checkpoint["lm_head.weight"]
     return Weights(
         embedding=embedding,
-        layers=tuple(_load_layer(checkpoint, i) for i in range(config.n_layers)),
+        layers=tuple(_load_layer(checkpoint, layout, i) for i in range(config.n_layers)),
         final_norm=checkpoint["model.norm.weight"],
-        head=Linear(head_dense),
-        head_dense=head_dense,
+        head=layout.linear(head, None),
+        head_dense=None if layout.sums_in_float32 else head,
     )
+
+
+def _check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """The native step reads as much as config.json says, whatever is there."""
+    hidden, vocabulary = (config.hidden_size,), (config.vocab_size, config.hidden_size)
+    sizes = {"model.embed_tokens.weight": vocabulary, "model.norm.weight": hidden}
+    if not config.is_tied:
+        sizes["lm_head.weight"] = vocabulary
+    for i in range(config.n_layers):
+        at = f"model.layers.{i}"
+        sizes |= {f"{at}.input_layernorm.weight": hidden, f"{at}.post_attention_layernorm.weight": hidden}
+        for name in (*QKV, *OUT, *GATE_UP, *DOWN):
+            sizes[f"{at}.{name}.weight"] = shape(config, name)
+            if f"{at}.{name}.bias" in checkpoint:
+                sizes[f"{at}.{name}.bias"] = shape(config, name)[:1]
+    for name, size in sizes.items():
+        if (found := checkpoint.size(name)) != size:
+            raise RuntimeError(f"{name} has the shape {found} and config.json says {size}")
 
 
 def merge(base: Weights, checkpoint: Checkpoint, lora: Lora, check: Callable[[], None] = lambda: None) -> Weights:
@@ -107,28 +161,28 @@ def merge(base: Weights, checkpoint: Checkpoint, lora: Lora, check: Callable[[],
     is called before each layer and ends the merge by raising.
     """
     fused = {"qkv": QKV, "out": OUT, "gate_up": GATE_UP, "down": DOWN}
-    layers = []
+    layout, layers = checkpoint.layout.fresh(), []
     for i, layer in enumerate(base.layers):
         check()
         touched = {k: names for k, names in fused.items() if any(lora.touches(i, name) for name in names)}
-        changes: dict[str, Any] = {k: _linear(checkpoint, i, names, lora) for k, names in touched.items()}
+        changes: dict[str, Any] = {k: _linear(checkpoint, layout, i, names, lora) for k, names in touched.items()}
         layers.append(replace(layer, **changes))
     return replace(base, layers=tuple(layers))
 
 
-def _load_layer(checkpoint: Checkpoint, i: int) -> Layer:
+def _load_layer(checkpoint: Checkpoint, layout: Layout, i: int) -> Layer:
     return Layer(
         input_norm=checkpoint[f"model.layers.{i}.input_layernorm.weight"],
-        qkv=_linear(checkpoint, i, QKV),
-        out=_linear(checkpoint, i, OUT),
+        qkv=_linear(checkpoint, layout, i, QKV),
+        out=_linear(checkpoint, layout, i, OUT),
         post_norm=checkpoint[f"model.layers.{i}.post_attention_layernorm.weight"],
-        gate_up=_linear(checkpoint, i, GATE_UP),
-        down=_linear(checkpoint, i, DOWN),
+        gate_up=_linear(checkpoint, layout, i, GATE_UP),
+        down=_linear(checkpoint, layout, i, DOWN),
     )
 
 
 @torch.inference_mode()
-def _linear(checkpoint: Checkpoint, i: int, names: tuple[str, ...], lora: Lora | None = None) -> Linear:
+def _linear(checkpoint: Checkpoint, layout: Layout, i: int, names: tuple[str, ...], lora: Lora | None = None) -> Any:
     """The named projections of layer i as one linear, with the adapter's share where it has one."""
     weights, biases = [], []
     for name in names:
@@ -141,7 +195,8 @@ def _linear(checkpoint: Checkpoint, i: int, names: tuple[str, ...], lora: Lora |
             biases.append(checkpoint[bias])
     if biases and len(biases) < len(names):
         raise KeyError(f"layer {i} has a bias for some of {', '.join(names)} only")
-    return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+    make = layout.gated if names is GATE_UP else layout.linear
+    return make(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
 def rounded(exact: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
@@ -152,7 +207,8 @@ def rounded(exact: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
     """
     if dtype != torch.bfloat16:
         return exact.to(dtype)
-    generator = torch.Generator(exact.device).manual_seed(seed)
-    below = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator)
+    # numpy's generator makes them four times as fast as torch's; below a GPU's speed it does not count.
+    below = np.random.default_rng(seed).integers(1 << 16, size=tuple(exact.shape), dtype=np.uint16)
     # bfloat16 is the upper half of float32: a number below the lower half's place carries with the right probability.
-    return ((exact.view(torch.int32) + below) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    bits = exact.view(torch.int32) + torch.from_numpy(below).to(exact.device, torch.int32)
+    return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)

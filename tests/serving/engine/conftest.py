@@ -12,11 +12,13 @@ import uvicorn
 from safetensors.torch import save_file
 
 from serving.engine import model_folder
+from serving.engine.connection import Connection
 from serving.engine.engine import Engine, Options, build
-from serving.engine.lora import _shape
+from serving.engine.lora import shape
 from serving.engine.sampler import SamplingParams
-from serving.engine.sequence import Done, Failed, Piece, Sequence
+from serving.engine.sequence import Done, Ending, Failed, Piece, Sequence
 from serving.engine.server import create_app
+from tests.models import make_tiny
 
 TOKEN = "token-of-the-tests"
 PROJECTIONS = (
@@ -49,7 +51,7 @@ def make_adapter(
     tensors = {}
     for layer in range(config.n_layers):
         for name in names:
-            n_out, n_in = _shape(config, name)
+            n_out, n_in = shape(config, name)
             key = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{key}.lora_A.weight"] = size * torch.randn(rank, n_in, generator=generator)
             tensors[f"{key}.lora_B.weight"] = size * torch.randn(n_out, rank, generator=generator)
@@ -115,17 +117,24 @@ class Listener:
         return self
 
 
+ANY_TIME = Ending()
 Submit = Callable[..., tuple[Sequence, Listener]]
 
 
 def submit(
-    engine: Engine, prompt: list[int], name: str = "base", draw: int = 0, **params: object
+    engine: Engine,
+    prompt: list[int],
+    name: str = "base",
+    draw: int = 0,
+    caller: str = "",
+    ending: Ending = ANY_TIME,
+    **params: object,
 ) -> tuple[Sequence, Listener]:
     """Hand one sequence to the engine. Greedy by default."""
     listener = Listener()
     how = SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **params})  # type: ignore[arg-type]
     version = engine.versions.acquire(name)
-    sequence = Sequence(version, prompt, how, engine.tokenizer, listener, draw=draw)
+    sequence = Sequence(version, prompt, how, engine.tokenizer, listener, draw=draw, ending=ending, caller=caller)
     engine.scheduler.submit([sequence])
     return sequence, listener
 
@@ -137,6 +146,14 @@ def drain(engine: Engine, *listeners: Listener) -> None:
             return
         engine.scheduler.step()
     raise AssertionError("the engine does not come to an end")
+
+
+@pytest.fixture(scope="session")
+def native_model_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as the step in C++ computes it."""
+    folder = tmp_path_factory.mktemp("models") / "native"
+    make_tiny(model_dir, folder, is_native=True)
+    return folder
 
 
 @pytest.fixture
@@ -159,7 +176,14 @@ def serve() -> Iterator[Callable[[Engine], str]]:
 
     def start(engine: Engine) -> str:
         engine.start()
-        config = uvicorn.Config(create_app(engine, TOKEN), port=0, log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            create_app(engine, TOKEN),
+            http=Connection,
+            timeout_keep_alive=60,
+            port=0,
+            log_level="warning",
+            lifespan="off",
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from serving import artifacts
 from serving.engine import lora, model_folder
 from serving.engine.lora import InvalidAdapter, Lora
 from tests.serving.engine.conftest import describe, make_adapter
@@ -52,6 +53,13 @@ def test_it_reads_what_peft_writes(adapter: Path, tiny_model_dir: Path) -> None:
     assert len(found.factors) == 14
     change_config(adapter, use_rslora=False)
     assert read(adapter, tiny_model_dir).scale == 2
+    change_config(adapter, use_rslora=1)  # PEFT asks only whether it is true
+    assert read(adapter, tiny_model_dir).scale == 8 / math.sqrt(4)
+
+
+def test_it_takes_files_as_large_as_are_let_in() -> None:
+    assert artifacts.MAX_BYTES[artifacts.WEIGHTS] == lora.MAX_FILE_BYTES
+    assert lora.MAX_HEADER_BYTES == artifacts.MAX_HEADER_BYTES
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -74,6 +82,10 @@ def test_it_reads_half_precision(adapter: Path, tiny_model_dir: Path, dtype: tor
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
+        ({"use_qalora": True}, "use_qalora"),
     ],
 )
 def test_it_refuses_a_configuration(adapter: Path, tiny_model_dir: Path, changes: dict[str, Any], words: str) -> None:

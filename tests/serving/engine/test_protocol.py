@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.engine import protocol
-from serving.engine.protocol import BadRequest
+from serving.engine.fields import BadRequest
+from serving.engine.protocol import Text
 
 N = 1000
 CHAT: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": "Hi"}]}
@@ -79,7 +80,7 @@ def test_it_understands_a_whole_chat_request() -> None:
         N,
     )
     params = found.sampling.params(10, 100)
-    assert found.messages[1] == {"role": "user", "content": "a\nb"}
+    assert found.conversation.messages[1] == {"role": "user", "content": "a\nb"}
     assert (found.model, found.n, found.is_stream, found.has_usage) == ("m", 2, True, True)
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k, params.min_p) == (7, 0, 0.5, 0, 0.1)
     assert (params.seed, params.stop, params.stop_token_ids, params.logprobs) == (-3, ("x",), {4}, 3)
@@ -88,18 +89,21 @@ def test_it_understands_a_whole_chat_request() -> None:
 
 def test_it_takes_prompts_in_every_form() -> None:
     for prompt, expected in (
-        ("a", ["a"]),
+        ("a", [Text("a", True)]),
         ([1, 2], [[1, 2]]),
-        (["a", "b"], ["a", "b"]),
+        (["a", "b"], [Text("a", True), Text("b", True)]),
         ([[1], [2, 3]], [[1], [2, 3]]),
     ):
         assert protocol.parse_completion({**TEXT, "prompt": prompt}, N).prompts == expected
 
 
-def test_it_fills_the_context_unless_told_otherwise() -> None:
+def test_it_bounds_an_answer_whose_limit_is_not_said() -> None:
     sampling = protocol.parse_chat(CHAT, N).sampling
     assert sampling.params(30, 100).max_tokens == 70
     assert sampling.params(99, 100).max_tokens == 1
+    assert sampling.params(30, 100_000).max_tokens == 1024
+    least = protocol.parse_chat({**CHAT, "min_tokens": 2000}, N).sampling
+    assert least.params(30, 100_000).max_tokens == 2000
     for n_prompt in (100, 101):
         with pytest.raises(BadRequest) as caught:
             sampling.params(n_prompt, 100)
@@ -114,22 +118,28 @@ def test_it_fills_the_context_unless_told_otherwise() -> None:
         ("model", [None, "", 3, []]),
         ("messages", [None, [], {}, [{}], [{"role": "user"}], [{"role": "robot", "content": "x"}], "hi"]),
         ("messages", [[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]]),
-        ("messages", [[{"role": "user", "content": "x", "tool_calls": []}], [{"role": "user", "content": []}]]),
+        ("messages", [[{"role": "user", "content": "x", "tool_calls": [{}]}], [{"role": "user", "content": []}]]),
         ("max_tokens", [0, -1, 1.5, "5", True, 2**40]),
         ("temperature", [-0.1, 2.1, "1", True, 10**400, [1]]),
         ("top_p", [0, 1.01, -1]),
         ("top_k", [-2, 0.5]),
         ("n", [0, 17, "2"]),
         ("seed", [0.5, 2**63]),
-        ("stop", [3, [3], [""], "", ["x"] * 17, "x" * 257]),
-        ("stop_token_ids", [[N], [-1], [1.0], 1]),
+        ("stop", [0, 3, [3], [""], "", ["x"] * 17, "x" * 257]),
+        ("stop_token_ids", [[1] * 129, 0, [N], [-1], [1.0], 1]),
         ("stream", ["yes", 1]),
         ("stream_options", [{"x": 1}, {"include_usage": 1}, 3]),
         ("logprobs", [1, "true"]),
         ("top_logprobs", [21, 1]),
         ("logit_bias", [[], {"a": 1}, {"1": 101}, {"1": "1"}, {str(N): 0}, {"²": 0}, {"1": True}]),
         ("response_format", [{"type": "json_object"}]),
-        ("tools", [[]]),
+        ("tools", [[{"type": "function"}], {}, "none"]),
+        ("tool_choice", ["required", {"type": "function"}]),
+        ("bad_words", [["x"]]),
+        ("best_of", [2]),
+        ("min_tokens", [-1, 1.5]),
+        ("timeout_seconds", [0, -1, "5"]),
+        ("modalities", [["text", "audio"], "text"]),
         ("temprature", [1]),
         ("continue_final_message", [True]),
     ],

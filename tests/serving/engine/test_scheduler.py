@@ -1,18 +1,33 @@
 """Batching, sharing, fairness and failure, on the tiny model, one step at a time."""
 
+import itertools
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from serving.engine.admission import Overloaded
 from serving.engine.cache import BLOCK, SequenceCache
 from serving.engine.engine import Engine, Options, build
-from serving.engine.scheduler import Limits, Overloaded, Stopped
-from serving.engine.sequence import State
+from serving.engine.sampler import SamplingParams
+from serving.engine.scheduler import Limits, Stopped
+from serving.engine.sequence import Sequence, State
 from tests.serving.engine.conftest import Listener, drain, make_adapter, submit
 
 PROMPT = list(range(100, 100 + 2 * BLOCK + 5))
+
+
+@pytest.fixture(params=["torch", "native"])
+def step(request: pytest.FixtureRequest) -> str:
+    """Everything here holds for either. (A parameter of `tiny_model_dir` itself would have both made anew each time.)"""
+    return request.param
+
+
+@pytest.fixture
+def tiny_model_dir(step: str, tiny_model_dir: Path, native_model_dir: Path) -> Path:
+    return native_model_dir if step == "native" else tiny_model_dir
 
 
 def texts(*listeners: Listener) -> list[str]:
@@ -195,6 +210,64 @@ def test_it_harms_only_the_sequence_whose_listener_fails(tiny: Engine) -> None:
     assert other.state is State.ENDED
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_it_ends_a_sequence_whose_end_fails(tiny: Engine, is_late: bool) -> None:
+    sequence, listener = submit(tiny, [1, 2, 3], max_tokens=9 if is_late else 1, ignore_eos=True)
+
+    def broken() -> str:
+        raise MemoryError
+
+    sequence._detokenizer.flush = broken  # type: ignore[method-assign]
+    tiny.scheduler.step()
+    if is_late:
+        sequence.end_by = 0.0
+    drain(tiny, listener)
+    assert listener.failed
+    assert (tiny.versions.base.n_users, tiny.scheduler.n_held) == (0, 0)
+
+
+class Panic(BaseException):
+    """As tokenizers raises it."""
+
+
+def test_it_survives_what_is_no_exception(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, panics = tiny.scheduler._admit, iter([Panic])
+
+    def admit() -> None:
+        step()
+        for panic in panics:
+            raise panic
+
+    monkeypatch.setattr(tiny.scheduler, "_admit", admit)
+    tiny.start()
+    _, unlucky = submit(tiny, [1, 2, 3], max_tokens=2)
+    assert unlucky.wait().failed
+    _, next_one = submit(tiny, [1, 2, 3], max_tokens=2)
+    assert next_one.wait().done
+    tiny.stop()
+    tiny.join(10)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_it_answers_nobody_with_silence_when_its_thread_dies(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail, calls = tiny.scheduler._fail, itertools.count()
+
+    def fail_first(*args: Any) -> None:
+        if next(calls) == 0:
+            raise Panic
+        fail(*args)
+
+    monkeypatch.setattr(tiny.scheduler, "_sweep", lambda now: 1 / 0)
+    monkeypatch.setattr(tiny.scheduler, "_fail", fail_first)
+    tiny.start()
+    _, listener = submit(tiny, [1, 2, 3], max_tokens=2)
+    assert listener.wait().failed
+    tiny.join(10)
+    assert not tiny.scheduler.is_alive
+    with pytest.raises(Stopped):
+        submit(tiny, [1, 2, 3], max_tokens=2)
+
+
 def test_it_scores_a_prompt(tiny: Engine) -> None:
     sequence, listener = submit(tiny, PROMPT, max_tokens=1, prompt_logprobs=2)
     drain(tiny, listener)
@@ -207,6 +280,67 @@ def test_it_scores_a_prompt(tiny: Engine) -> None:
     drain(tiny, _)
     assert cached.tokens == sequence.tokens
     assert (sequence.n_cached, cached.n_cached) == (0, 0)
+
+
+def submit_together(engine: Engine, prompts: list[list[int]], **params: Any) -> tuple[list[Sequence], list[Listener]]:
+    """As one request."""
+    how, listeners = SamplingParams(max_tokens=1, temperature=0.0, **params), [Listener() for _ in prompts]
+    sequences = [
+        Sequence(engine.versions.acquire("base"), ids, how, engine.tokenizer, listener, index=i)
+        for i, (ids, listener) in enumerate(zip(prompts, listeners, strict=True))
+    ]
+    engine.scheduler.submit(sequences)
+    return sequences, listeners
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_it_takes_the_prompts_of_a_request_for_one_long_one(tiny: Engine, is_same: bool) -> None:
+    """Twelve texts to score must not hold up a question that comes after them, be it twelve times the same text."""
+    texts = [[7 if is_same else 7 + i, *PROMPT[: BLOCK - 1]] for i in range(12)]
+    scored, listeners = submit_together(tiny, texts, prompt_logprobs=1)
+    for _ in range(2):
+        tiny.scheduler.step()
+    asked, listener = submit(tiny, PROMPT[:BLOCK], max_tokens=3)
+    n_ended = sum(one.has_ended for one in listeners)
+    while not asked.tokens:
+        tiny.scheduler.step()
+    assert sum(one.has_ended for one in listeners) - n_ended <= 1
+    drain(tiny, listener, *listeners)
+    assert all(one.done for one in listeners)
+    assert [one.n_blocks for one in scored] == list(range(1, 13))
+
+
+def test_it_counts_a_prompt_once_whose_choices_share_it(tiny: Engine) -> None:
+    sequences, listeners = submit_together(tiny, [PROMPT, PROMPT, PROMPT[:-1], PROMPT[:-1]])
+    assert [one.n_blocks for one in sequences] == [3, 3, 6, 6]
+    drain(tiny, *listeners)
+
+
+def test_it_counts_a_requests_steps_from_its_beginning(tiny_model_dir: Path) -> None:
+    """Where places are few, a text is not put off again by those of its own request that are done."""
+    engine = build(Options(model=tiny_model_dir, limits=Limits(max_running=2)))
+    sequences, listeners = submit_together(engine, [PROMPT[i:] for i in range(8)], prompt_logprobs=1)
+    drain(engine, *listeners)
+    assert {one.deadline - one.n_blocks for one in sequences} == {1}
+
+
+def test_it_scores_nothing_by_numbers_that_are_not_finite(
+    tiny: Engine, tiny_model_dir: Path, adapters_dir: Path
+) -> None:
+    make_adapter(adapters_dir / "huge", tiny_model_dir, size=1e18)
+    tiny.versions.load("huge", "huge", 0)
+    long, of_long = submit(tiny, PROMPT, "huge", max_tokens=1, prompt_logprobs=1)
+    short, of_short = submit(tiny, PROMPT[:BLOCK], "huge", max_tokens=1, prompt_logprobs=1)
+    _, whole = submit(tiny, PROMPT, max_tokens=1, prompt_logprobs=1)
+    drain(tiny, of_long, of_short, whole)
+    for sequence, listener in ((long, of_long), (short, of_short)):
+        assert sequence.n_computed == BLOCK  # it ended there, not where a token was to be drawn
+        assert listener.failed
+        assert "not finite" in listener.failed.message
+    assert (long.tokens, short.tokens, short.hidden) == ([], [], None)
+    assert whole.done
+    assert tiny.scheduler.counts() == (0, 0)
+    assert tiny.scheduler.n_held == 0
 
 
 def test_it_ends_everything_when_it_stops(tiny: Engine) -> None:

@@ -1,5 +1,6 @@
 """The HTTP API as clients see it: the official OpenAI client, plain HTTP, and clients that misbehave."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -13,8 +14,9 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from serving.engine import server
+from serving.engine.admission import Limits
 from serving.engine.engine import Engine, Options, build
-from serving.engine.scheduler import Limits
 from tests.serving.engine.conftest import TOKEN, make_adapter
 
 Serve = Callable[[Engine], str]
@@ -139,9 +141,11 @@ def test_it_loads_lists_uses_and_unloads_adapters(
 ) -> None:
     make_adapter(adapters_dir / "adapter-1-aa", tiny_model_dir)
     load = {"lora_name": "adapter-1-aa", "lora_path": str(adapters_dir / "adapter-1-aa")}
-    for _ in range(2):
-        answer = http.post("/v1/load_lora_adapter", json=load)
-        assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'adapter-1-aa' added successfully.")
+    answer = http.post("/v1/load_lora_adapter", json=load)
+    assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'adapter-1-aa' added successfully.")
+    again = http.post("/v1/load_lora_adapter", json=load)
+    assert again.status_code == 400
+    assert "already been loaded" in again.json()["error"]["message"]
     models = http.get("/v1/models").json()["data"]
     assert [(m["id"], m["parent"]) for m in models] == [("base", None), ("adapter-1-aa", "base")]
     assert [m.id for m in client.models.list()] == ["base", "adapter-1-aa"]
@@ -188,9 +192,10 @@ def test_it_tells_its_health_and_numbers_to_anybody(url: str, client: openai.Ope
     assert httpx.get(f"{url}/health").status_code == 200
     client.chat.completions.create(**GREEDY)
     text = httpx.get(f"{url}/metrics").text
-    assert "vllm:num_requests_running 0" in text
-    assert 'engine:requests_ended_total{outcome="done"} 1' in text
-    assert 'vllm:time_to_first_token_seconds_bucket{le="+Inf"} 1' in text
+    labels = 'model_name="base",engine="0"'
+    assert f"vllm:num_requests_running{{{labels}}} 0" in text
+    assert f'engine:requests_ended_total{{{labels},outcome="done"}} 1' in text
+    assert f'vllm:time_to_first_token_seconds_bucket{{{labels},le="+Inf"}} 1' in text
 
 
 def test_it_answers_everything_wrong_in_openais_format(http: httpx.Client) -> None:
@@ -272,3 +277,16 @@ def test_it_ends_open_streams_with_an_error_when_it_stops(tiny: Engine, client: 
         list(stream)
     with pytest.raises(openai.InternalServerError):
         client.chat.completions.create(**GREEDY)
+
+
+def test_it_tells_whoever_waits_that_a_thread_could_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise PermissionError("a lower niceness")
+
+    async def run() -> None:
+        async with asyncio.timeout(5):
+            await server._in_background(lambda: 1)
+
+    monkeypatch.setattr(server, "be_gentle", refused)
+    with pytest.raises(PermissionError):
+        asyncio.run(run())

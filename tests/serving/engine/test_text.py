@@ -1,5 +1,8 @@
 """Template, tokens and streaming text."""
 
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,37 @@ def tokenizer(tiny_model_dir: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def theirs(tiny_model_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def test_it_refuses_a_tokenizer_that_knows_more_tokens_than_the_model(tiny_model_dir: Path) -> None:
+    """Such a token would be read from beyond the embedding."""
+    config = model_folder.read_config(tiny_model_dir)
+    Tokenizer(tiny_model_dir, config)
+    with pytest.raises(model_folder.BrokenModel, match=f"has a token .*vocab_size of {config.vocab_size - 1}"):
+        Tokenizer(tiny_model_dir, replace(config, vocab_size=config.vocab_size - 1))
+
+
+def test_it_lets_other_threads_run_while_it_encodes(tokenizer: Tokenizer) -> None:
+    is_encoding, is_over = threading.Event(), threading.Event()
+    n_turns = 0
+
+    def take_turns() -> None:
+        nonlocal n_turns
+        while not is_over.is_set():
+            n_turns += is_encoding.is_set()
+            time.sleep(0.0001)
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    text = " ".join(f"word{i}" for i in range(100_000))
+    try:
+        is_encoding.set()
+        tokenizer.encode(text, add_special_tokens=False)
+        is_encoding.clear()
+    finally:
+        is_over.set()
+        other.join()
+    assert n_turns > 10  # a thread that keeps the lock lets in one at its beginning and one at its end
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
