@@ -109,9 +109,9 @@ def measure(bench: Bench, seconds: float) -> dict[str, float]:
     with bench.web() as web:
         voters.run(bench.port, sessions[:8], 3)  # warm: connections, compiled templates and queries
         for n, think in ((8, 0.0), (32, 0.0), (THINKING, THINK_SECONDS)):
-            before = _cpu_seconds(web)
+            before = cpu_seconds(web)
             measured = voters.run(bench.port, sessions[:n], seconds if not think else max(seconds, 3 * think), think)
-            figures[f"web_cpu_ms_per_vote_{n}"] = 1000 * (_cpu_seconds(web) - before) / max(1, len(measured.submit_ms))
+            figures[f"web_cpu_ms_per_vote_{n}"] = 1000 * (cpu_seconds(web) - before) / max(1, len(measured.submit_ms))
             figures |= _figures(measured, n)
             print(f"{'':>6} {figures[f'web_cpu_ms_per_vote_{n}']:.1f} ms of processor time a vote in the web process")
             if measured.failures:
@@ -121,7 +121,7 @@ def measure(bench: Bench, seconds: float) -> dict[str, float]:
     return figures
 
 
-def _cpu_seconds(root: psutil.Process) -> float:
+def cpu_seconds(root: psutil.Process) -> float:
     """User and system time of a process and its children, which no other load on the machine inflates much."""
     times = [process.cpu_times() for process in [root, *root.children(recursive=True)]]
     return sum(time.user + time.system for time in times)

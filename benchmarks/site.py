@@ -1,6 +1,7 @@
 """A whole site of its own in a temporary folder: `manage.py up` on free ports, and a logged-in HTTP client."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -22,9 +23,15 @@ OF_TESTS = {"DJANGO_SETTINGS_MODULE", "DJANGO_ALLOW_ASYNC_UNSAFE"}  # a site run
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Of loopback, below those that Linux gives to connections (from 32768 on): none can take it before it is bound."""
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("a thousand ports of loopback are taken")
 
 
 class Site:
