@@ -7,13 +7,14 @@ VAR_DIR ?= var
 BIN := $(VENV)/bin
 PACKAGES := alignapp serving labeling training
 DEFAULT_MODEL := $(VAR_DIR)/models/smollm2-135m-instruct
-# Not "ml": a test marked so imports torch. Not "slow": it starts processes.
+# Not "ml": a test marked so imports torch. Not "slow": pyproject.toml says which these are.
 QUICK := not slow and not ml and not browser
 # Folders in which every test is "ml": to look for others there would import torch.
 WITHOUT_ML := --ignore=tests/training/ml --ignore=tests/serving/engine
 
 .DELETE_ON_ERROR:
-.PHONY: help run install model test test-site test-models test-backends check lint types quick clean benchmark lock
+.PHONY: help run install model test test-site test-loop test-trainer test-engine test-backends
+.PHONY: check lint types quick clean benchmark lock
 
 help:
 	@echo "make run        start Alignapp (installs it first; everything it writes lies in $(VAR_DIR)/)"
@@ -29,16 +30,24 @@ run: install model
 
 install: $(VENV)/.production
 
-# Three runs, two at a time: what needs no model, what imports torch (in one process), and what depends on the backends.
+# Five runs, two at a time, the longest first: processes of the whole site on a model, what needs no model, the trainer
+# and the engine (both import torch, once each), and again what depends on the backends.
 test: $(VENV)/.development model
-	@echo "About twenty minutes on two cores; each of the three runs prints when it is done."
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-site test-backends test-models
+	@echo "About twenty minutes on two cores; each of the five runs prints when it is done."
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target \
+	  test-loop test-site test-trainer test-engine test-backends
+
+test-loop: $(VENV)/.development model
+	$(BIN)/python -m pytest -m ml $(WITHOUT_ML)
 
 test-site: $(VENV)/.development
 	$(BIN)/python -m pytest -m "not ml" $(WITHOUT_ML)
 
-test-models: $(VENV)/.development model
-	$(BIN)/python -m pytest -m ml
+test-trainer: $(VENV)/.development model
+	$(BIN)/python -m pytest tests/training/ml
+
+test-engine: $(VENV)/.development model
+	$(BIN)/python -m pytest tests/serving/engine
 
 test-backends: $(VENV)/.development model
 	$(BIN)/python -m tests.services $(BIN)/python -m pytest -m "backends and not ml" $(WITHOUT_ML)
@@ -77,6 +86,9 @@ $(VENV)/.created:
 $(VENV)/.production: requirements/production.lock $(VENV)/.created
 	@echo "Installing the packages of $< (once) …"
 	@$(BIN)/pip install --requirement $<
+	@test -n "$$CXX" || command -v c++ || command -v g++ || command -v clang++ || { \
+	  echo "There is no C++ compiler here; installing one, which makes the model server twice as fast …"; \
+	  $(BIN)/pip install --quiet --requirement requirements/compiler.lock; } >&2
 	@touch $@
 
 $(VENV)/.development: requirements/development.lock $(VENV)/.production

@@ -32,9 +32,10 @@ def engine() -> Service:
         settings.ENGINE_HOST,
         "--port",
         str(settings.ENGINE_PORT),
+        "--cache",
+        str(settings.VAR_DIR / "compiled"),
+        *_engine_limits(),
     ]
-    if settings.ENGINE_THREADS:
-        command += ["--threads", str(settings.ENGINE_THREADS)]
     is_healthy = partial(_answers, f"http://127.0.0.1:{settings.ENGINE_PORT}/health")
     return Service("engine", command, is_healthy, {"ENGINE_TOKEN": settings.ENGINE_TOKEN})
 
@@ -44,6 +45,7 @@ def web() -> Service:
     command = [sys.executable, "-m", "uvicorn", "alignapp.asgi:application", "--host", settings.HOST]
     command += ["--port", str(settings.PORT), "--lifespan", "off", "--timeout-graceful-shutdown", "5"]
     command += ["--log-level", "warning", "--no-access-log", "--no-server-header"]
+    command += ["--root-path", settings.FORCE_SCRIPT_NAME or ""]
     command += ["--forwarded-allow-ips", settings.FORWARDED_ALLOW_IPS]
     if settings.WEB_PROCESSES > 1:
         command += ["--workers", str(settings.WEB_PROCESSES)]
@@ -85,6 +87,18 @@ def main(arguments: list[str]) -> int:
     if not options.check:
         os.execve(service.command[0], [*service.command], {**os.environ, **service.environment})  # noqa: S606
     return 0 if service.is_healthy(time.time() - STALE_SECONDS) else 1
+
+
+def _engine_limits() -> list[str]:
+    """Flags for the limits that are set; the engine knows the defaults of the others."""
+    limits = {
+        "--threads": settings.ENGINE_THREADS,
+        "--memory-mib": settings.ENGINE_MEMORY_MIB,
+        "--max-adapters": settings.ENGINE_MAX_ADAPTERS,
+        "--max-tokens": settings.ENGINE_MAX_TOKENS,
+        "--context": settings.ENGINE_CONTEXT,
+    }
+    return [part for flag, value in limits.items() if value for part in (flag, str(value))]
 
 
 def _celery(command: str) -> list[str]:

@@ -132,7 +132,9 @@ TEMPLATES = [
         },
     },
 ]
-STATIC_URL = "/static/"
+# The path of its host that the site lies below. The proxy takes it off, uvicorn puts it before each request's path again.
+FORCE_SCRIPT_NAME = "/" + prefix if (prefix := env.str("PATH_PREFIX", default="").strip("/")) else None
+STATIC_URL = "static/"  # below it
 STATICFILES_DIRS = [BASE_DIR / "static"]
 # Static files are served from where they lie: no collectstatic, and so no copy that can be out of date.
 WHITENOISE_USE_FINDERS = True
@@ -198,6 +200,8 @@ WEB_THREADS = env.int("WEB_THREADS", default=8)
 WEB_PROCESSES = env.int("WEB_PROCESSES", default=1)
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{VAR_DIR / 'db.sqlite3'}")}
 IS_SQLITE = DATABASES["default"]["ENGINE"].endswith("sqlite3")
+# Of PostgreSQL. One for each web thread, and for each thread of serving.database.
+DATABASE_POOL = env.int("DATABASE_POOL", default=0) or WEB_THREADS + 8
 if IS_SQLITE:
     # Immediate transactions: a writer waits its turn at BEGIN instead of failing in the middle with "database is locked".
     DATABASES["default"]["OPTIONS"] = {
@@ -207,9 +211,7 @@ if IS_SQLITE:
     }
 else:
     # Under ASGI each request may run in its own thread: without a pool, each would open a connection.
-    DATABASES["default"]["OPTIONS"] = {
-        "pool": {"min_size": 1, "max_size": env.int("DATABASE_POOL", default=16), "timeout": 10}
-    }
+    DATABASES["default"]["OPTIONS"] = {"pool": {"min_size": 1, "max_size": DATABASE_POOL, "timeout": 10}}
     DATABASES["default"]["HOST"] = unquote(DATABASES["default"]["HOST"])  # a socket's folder is written with %2F
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -259,7 +261,18 @@ if HAS_EMBEDDED_ENGINE:
     ENGINE_URLS = [f"http://127.0.0.1:{ENGINE_PORT}"]
 ENGINE_TOKEN = _secret("ENGINE_TOKEN")
 ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)  # 0: all cores
+# Limits of the embedded engine; 0: its own default, which for memory is none.
+ENGINE_MEMORY_MIB = env.int("ENGINE_MEMORY_MIB", default=0)
+ENGINE_MAX_ADAPTERS = env.int("ENGINE_MAX_ADAPTERS", default=0)
+ENGINE_MAX_TOKENS = env.int("ENGINE_MAX_TOKENS", default=0)
+ENGINE_CONTEXT = env.int("ENGINE_CONTEXT", default=0)
 BASE_MODEL_NAME = env.str("BASE_MODEL_NAME", default="base")  # the engine's name for the model without an adapter
+REQUEST_LOG_DAYS = env.int("REQUEST_LOG_DAYS", default=30)
+MAX_PROMPT_BYTES = env.int("MAX_PROMPT_BYTES", default=2 * 1024 * 1024)
+# What one key may ask models for, unless it has limits of its own; 0: no limit.
+KEY_REQUESTS_PER_MINUTE = env.int("KEY_REQUESTS_PER_MINUTE", default=600)
+KEY_TOKENS_PER_MINUTE = env.int("KEY_TOKENS_PER_MINUTE", default=400_000)
+KEY_MAX_CONCURRENT = env.int("KEY_MAX_CONCURRENT", default=64)
 
 # --- training --------------------------------------------------------------------------------------------------------
 TRAIN_THREADS = env.int("TRAIN_THREADS", default=0)  # 0: all cores
@@ -302,6 +315,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "0.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api",
+    "SERVERS": [{"url": FORCE_SCRIPT_NAME or "/"}],
     "ENUM_NAME_OVERRIDES": {
         "Verdict": "labeling.models.Judgment.Verdict",
         "GivenVerdict": "labeling.api.judgments.GivenVerdict",

@@ -14,6 +14,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("api/schema/", SpectacularAPIView.as_view(), name="api_schema"),
     path("api/docs/", api_docs.api_docs, name="api_docs"),
+    path("", include("serving.openai.urls")),
     path("", include("labeling.urls")),
     path("", include("serving.urls")),
     path("", include("training.urls")),

@@ -12,11 +12,16 @@ from django.conf import settings
 from alignapp import liveness
 from alignapp.celery import app
 
-pytestmark = pytest.mark.backends
+pytestmark = [pytest.mark.backends, pytest.mark.slow]
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Celery]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("worker")
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path) -> Iterator[Celery]:
     """A worker of threads on a queue of its own, with the site's broker settings, and one task that writes a file."""
     site = Celery("tests", broker=settings.CELERY_BROKER_URL, set_as_current=False)
     site.conf.update(
@@ -29,17 +34,17 @@ def worker(tmp_path: Path) -> Iterator[Celery]:
 
     @site.task(name="write", shared=False)
     def write(number: int) -> None:
-        with (tmp_path / "written").open("a") as file:
+        with (folder / "written").open("a") as file:
             file.write(f"{number}\n")
 
     with start_worker(site, pool="threads", concurrency=2, perform_ping_check=False, hostname="tested@here"):
         yield site
 
 
-def test_it_carries_each_message_to_a_worker_once(worker: Celery, tmp_path: Path) -> None:
+def test_it_carries_each_message_to_a_worker_once(worker: Celery, folder: Path) -> None:
     for number in range(50):
         worker.send_task("write", [number])
-    written = tmp_path / "written"
+    written = folder / "written"
     while not written.exists() or written.read_text().count("\n") < 50:
         time.sleep(0.05)
     assert sorted(map(int, written.read_text().split())) == list(range(50))

@@ -37,6 +37,7 @@ def _assert_strict(path: str, header: str) -> None:
     assert policy["img-src"] == (["'self'", "data:"] if is_admin else ["'self'"])
 
 
+@pytest.mark.slow
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", sorted({"/", "/login/", "/healthz", "/nothing/here/", *dict(ADDRESSES).values()}))
 def test_it_sends_every_header_with_every_answer(client: Client, path: str) -> None:

@@ -86,11 +86,14 @@ def test_it_fetches_the_model_only_when_none_is_named(tmp_path: Path, installed:
     assert calls[1].startswith("python -m serving.engine.prepare")
 
 
-def test_it_tests_on_both_pairs_of_backends(installed: Path, tmp_path: Path) -> None:
+def test_it_runs_every_test_and_those_of_the_backends_twice(installed: Path, tmp_path: Path) -> None:
     _make("test", f"VENV={installed}", "MODEL=/somewhere/else")
     calls = (tmp_path / "calls").read_text().splitlines()
+    others = "--ignore=tests/training/ml --ignore=tests/serving/engine"
     assert sorted(call.partition("venv/bin/")[0] for call in calls) == [  # two run at a time, in whatever order
-        "python -m pytest -m ml",
-        "python -m pytest -m not ml --ignore=tests/training/ml --ignore=tests/serving/engine",
+        f"python -m pytest -m ml {others}",
+        f"python -m pytest -m not ml {others}",
+        "python -m pytest tests/serving/engine",
+        "python -m pytest tests/training/ml",
         f"python -m tests.services {tmp_path}/",
     ]

@@ -93,6 +93,35 @@ def test_it_tells_the_web_process_whose_word_on_addresses_counts() -> None:
     assert command[command.index("--forwarded-allow-ips") + 1] == "10.1.0.0/16"
 
 
+LIMITS = {
+    "--threads": "ENGINE_THREADS",
+    "--memory-mib": "ENGINE_MEMORY_MIB",
+    "--max-adapters": "ENGINE_MAX_ADAPTERS",
+    "--max-tokens": "ENGINE_MAX_TOKENS",
+    "--context": "ENGINE_CONTEXT",
+}
+
+
+@pytest.mark.parametrize(("flag", "setting"), LIMITS.items())
+def test_it_tells_the_engine_the_limits_that_are_set(flag: str, setting: str) -> None:
+    with override_settings(**dict.fromkeys(LIMITS.values(), 0)):
+        assert LIMITS.keys() & set(processes.engine().command) == set()
+        with override_settings(**{setting: 7}):
+            command = list(processes.engine().command)
+    assert LIMITS.keys() & set(command) == {flag}
+    assert command[command.index(flag) + 1] == "7"
+
+
+def test_it_starts_an_engine_that_takes_these_limits(tiny_model_dir: Path, tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "VAR_DIR": str(tmp_path), "MODEL": str(tiny_model_dir)}
+    limits = {"ENGINE_MAX_TOKENS": "64", "ENGINE_CONTEXT": "32", "ENGINE_MAX_ADAPTERS": "2", "ENGINE_THREADS": "1"}
+    command = [sys.executable, "-m", "alignapp.processes", "engine"]
+    environment |= limits | {"ENGINE_MEMORY_MIB": "1", "ENGINE_PORT": "0"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "more than the 1 MiB of --memory-mib" in result.stderr
+
+
 def test_it_knows_who_is_alive() -> None:
     assert not liveness.is_alive("somebody", 0)
     liveness.touch("somebody")

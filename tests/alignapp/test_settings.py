@@ -9,6 +9,8 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
+pytestmark = pytest.mark.slow  # starts processes
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "alignapp" / "settings.py"
 SECRET = "x" * 40
@@ -73,7 +75,8 @@ def test_it_refuses_an_unknown_mode(tmp_path: Path) -> None:
     assert "it must be 'local' or 'production'" in _load(tmp_path, ALIGNAPP_MODE="prod").stderr
 
 
-def test_it_pools_postgresql_connections(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "size"), [("5", "5"), ("0", "16")])
+def test_it_pools_postgresql_connections(tmp_path: Path, given: str, size: str) -> None:
     code = (
         "import alignapp.settings as s; d = s.DATABASES['default']; print(d['OPTIONS']['pool']['max_size'], d['HOST'])"
     )
@@ -81,10 +84,11 @@ def test_it_pools_postgresql_connections(tmp_path: Path) -> None:
         "PATH": os.environ["PATH"],
         "VAR_DIR": str(tmp_path),
         "DATABASE_URL": "postgres://u:p@%2Frun%2Fpg/name",
-        "DATABASE_POOL": "5",
+        "DATABASE_POOL": given,
+        "WEB_THREADS": "8",
     }
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, text=True, capture_output=True)
-    assert result.stdout.split() == ["5", "/run/pg"]
+    assert result.stdout.split() == [size, "/run/pg"]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -15,6 +15,8 @@ import alignapp.supervisor
 from alignapp.console import Console
 from alignapp.supervisor import LAUNCH, Service, Supervisor, cause_of_death, pause_before_restart
 
+pytestmark = pytest.mark.slow  # starts processes
+
 FOREVER = "import time\nwhile True: time.sleep(1)"
 STUBBORN = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('here', flush=True)\n{FOREVER}"
 # Starts a grandchild in a session of its own (as a worker starts its trainer), then waits.
@@ -119,7 +121,8 @@ def test_it_stops_what_a_dead_process_left_behind(stage: Stage) -> None:
     assert _family() == []
 
 
-def test_it_leaves_no_process_behind(stage: Stage) -> None:
+def test_it_leaves_no_process_behind(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignapp.supervisor, "STOP_SECONDS", 1.0)  # nobody asks the grandchild to end: it is killed
     with stage.supervisor:
         stage.add("first", PARENT)
         stage.add("second", FOREVER)

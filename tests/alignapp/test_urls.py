@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from pytest_django import Settings
 
 from alignapp.static import StaticFilesMiddleware
 
@@ -55,7 +56,8 @@ def test_it_describes_the_api_to_whoever_is_logged_in(client: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_it_serves_static_files_without_collectstatic(client: Client) -> None:
+def test_it_serves_static_files_without_collectstatic(client: Client, settings: Settings) -> None:
+    settings.WHITENOISE_AUTOREFRESH = False  # as the site does
     response = client.get("/static/site.css")
     assert response.status_code == 200
     assert response["Content-Type"].startswith("text/css")
@@ -64,7 +66,8 @@ def test_it_serves_static_files_without_collectstatic(client: Client) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_it_serves_a_file_that_has_changed_since_the_start(tmp_path: Path) -> None:
+def test_it_serves_a_file_that_has_changed_since_the_start(tmp_path: Path, settings: Settings) -> None:
+    settings.WHITENOISE_AUTOREFRESH = False
     file = tmp_path / "page.css"
     file.write_text("short")
     middleware = StaticFilesMiddleware(lambda request: HttpResponse(status=404))
