@@ -104,7 +104,11 @@ def write(kind: Kind, format: str, campaign: Campaign, options: Options) -> tupl
 
 
 async def asynchronously(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The same chunks; each is made in the request's own thread, so that the event loop answers others meanwhile."""
+    """The same chunks; each is made in the request's own thread, so that the event loop answers others meanwhile.
+
+    All in one thread, unlike what serving.database runs: they come from one cursor of that thread's connection, which on
+    PostgreSQL is the download's until it ends.
+    """
     take = sync_to_async(partial(next, chunks, None))
     while (chunk := await take()) is not None:
         if chunk:

@@ -149,7 +149,9 @@ def measure(engine: Engine, adapter: Adapter, prompt: Prompt, text: str) -> Rewa
     answer = {"role": "assistant", "content": text}
     tokens = engine.tokenize(base, [*prompt.messages, answer], is_open=False)
     n_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, tokens, strict=False)))
-    ratios = zip(engine.prompt_logprobs(adapter.engine_name, tokens), engine.prompt_logprobs(base, tokens), strict=True)
+    [of_adapter] = engine.prompt_logprobs(adapter.engine_name, [tokens])
+    [of_base] = engine.prompt_logprobs(base, [tokens])
+    ratios = zip(of_adapter, of_base, strict=True)
     effects = [after - at_first for after, at_first in ratios][n_shared - 1 :]  # entry t − 1 is of token t
     return Reward(beta(adapter) * sum(effects), len(effects))
 

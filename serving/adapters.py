@@ -1,142 +1,65 @@
-"""Versions and aliases: register, load, test, publish, roll back. The only writer of Adapter.status and of Deployment rows.
+"""Deployments: what is done with versions and aliases, and by whom. The face of this package for all others.
 
-A version is immutable and carries its own name; `current` is a row that points at one. Publishing does, in this order:
-  1. load the version on every engine, under its own name, beside whatever is loaded;
-  2. self-test it, unless it passed before: a failure marks it REJECTED and moves nothing;
-  3. warm it with one short request;
+Publishing does, in this order:
+  1. load the version on every engine at once, under its own name, beside whatever is loaded; from here to the end nothing
+     pushes it out;
+  2. self-test it on every engine on which it has not passed: a failure marks it REJECTED and moves nothing;
+  3. warm it on every engine with one short request;
   4. move the alias, one conditional update on the generation number, and write the event in the same transaction.
-Requests resolved the alias before and keep their version: it stays loaded while it is current, previous, or pinned by an
-answer that is being written. No network call happens inside a transaction.
+Requests resolved the alias before and keep their version, which drains: it stays loaded while it is current, previous, on
+trial, or pinned by an answer that is being written. Then it is retired, that is unloaded, and can be published again.
+A canary goes through the same steps before it gets its share. A rollback goes back to a version that is loaded and was
+tested, so steps 1 and 2 find nothing to do. No network call happens inside a transaction.
 """
 
-import json
-import logging
-import secrets
-import shutil
-from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
+import math
+from dataclasses import replace
+from datetime import datetime
 
-from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from serving import artifacts, residency, selftest
+from serving import aliases, fleet, residency, versions
+from serving.aliases import (
+    CURRENT,
+    AliasMoved,
+    Choice,
+    Decision,
+    InvalidAlias,
+    choose,
+    current,
+    deployment,
+    resolve,
+    seen,
+)
 from serving.artifacts import InvalidAdapter
 from serving.client import Engine
-from serving.models import Adapter, Deployment, DeploymentEvent
+from serving.events import Kind
+from serving.models import Adapter, Deployment
+from serving.residency import KEEP_LOADED, Loading
+from serving.versions import UnknownModel, base, register, servable
 
 __all__ = [
-    "AliasMoved", "InvalidAdapter", "NotServable", "NothingToRollBack", "UnknownModel", "base", "current", "deployment",
-    "ensure_loaded", "publish", "reconcile", "register", "resolve", "rollback", "self_test", "servable",
+    "CURRENT", "KEEP_LOADED", "AliasMoved", "Choice", "InvalidAdapter", "InvalidAlias", "NoCanary", "NotServable",
+    "NothingToRollBack", "UnknownModel", "base", "change_canary", "choose", "current", "deployment",
+    "ensure_loaded", "promote_canary", "publish", "reconcile", "register", "remove_alias", "resolve", "rollback", "seen",
+    "servable", "start_canary", "stop_canary",
 ]  # fmt: skip
 
-log = logging.getLogger(__name__)
-
-CURRENT = "current"
-KEEP_LOADED = timedelta(minutes=10)  # after its last use, a version that no alias wants
 WARM_MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
-class UnknownModel(Exception):
-    """There is no alias and no servable version of that name."""
-
-
 class NotServable(Exception):
-    """This version cannot be published; the message says why."""
+    """This version cannot be published or tried out; the message says why."""
 
 
 class NothingToRollBack(Exception):
     """The alias has never pointed anywhere else."""
 
 
-class AliasMoved(Exception):
-    """The alias has been moved since its generation was read; nothing was changed."""
-
-
-# --- what there is ----------------------------------------------------------------------------------------------------
-def base() -> Adapter:
-    """The row of the configured base model, made on demand. Raises InvalidAdapter when MODEL is no prepared folder."""
-    sha256 = _base_card()["sha256"]
-    adapter, _created = Adapter.objects.get_or_create(
-        sha256=sha256,
-        base_sha256=sha256,
-        defaults={"name": f"base-{sha256[:6]}", "is_base": True, "status": Adapter.Status.READY},
-    )
-    return adapter
-
-
-def current() -> Adapter:
-    """The version that answers now."""
-    return deployment(CURRENT).adapter
-
-
-def resolve(name: str) -> Adapter:
-    """The version behind an alias or a version's own name, read from the database each time. Raises UnknownModel."""
-    if name == CURRENT or Deployment.objects.filter(alias=name).exists():
-        return deployment(name).adapter
-    root = base()
-    if name in (root.name, settings.BASE_MODEL_NAME):
-        return root
-    adapter = servable().filter(name=name).first()
-    if adapter is None:
-        raise UnknownModel(_("There is no model named %s here.") % name)
-    return adapter
-
-
-def servable() -> Any:
-    """Versions of the configured base that may answer: the base itself and adapters that passed, newest first."""
-    return Adapter.objects.filter(base_sha256=base().sha256, status=Adapter.Status.READY)
-
-
-def deployment(alias: str = CURRENT) -> Deployment:
-    """The alias's row; made, pointing at the base, when there is none. An alias left behind by another MODEL is moved
-    to the new base: its adapter fits a model that is no longer served.
-    """
-    root = base()
-    row, created = _alias_row(alias, root)
-    if created or row.adapter.base_sha256 == root.sha256:
-        return row
-    return _move(alias, root, actor=None, reason=_("MODEL was changed to another base model."))
-
-
-def register(folder: Path, *, notes: str = "") -> Adapter:
-    """Checks a PEFT folder and copies it, read-only, below ADAPTERS_DIR. The same content is registered once.
-
-    Raises InvalidAdapter. The row is visible only when its folder is complete: a crash leaves a `.incoming-…` folder.
-    """
-    card = _base_card()
-    root = base()
-    incoming = settings.ADAPTERS_DIR / f".incoming-{secrets.token_hex(8)}"
-    try:
-        artifacts.copy(Path(folder), incoming)  # what is checked is the copy: nobody else writes it
-        artifact = artifacts.check(
-            incoming, base_sha256=root.sha256, base_shapes=artifacts.shapes(Path(settings.MODEL))
-        )
-        _check_template(artifact.manifest, card)
-        return _store(artifact, incoming, notes)
-    finally:
-        shutil.rmtree(incoming, ignore_errors=True)
-
-
-def _store(artifact: artifacts.Artifact, incoming: Path, notes: str) -> Adapter:
-    """The row and the folder of a checked artifact; both appear together or not at all."""
-    with transaction.atomic():
-        adapter, created = Adapter.objects.select_for_update().get_or_create(
-            sha256=artifact.sha256,
-            base_sha256=artifact.manifest["base_sha256"],
-            defaults={"name": f"incoming-{secrets.token_hex(8)}", "manifest": artifact.manifest, "notes": notes},
-        )
-        if created:
-            adapter.name = f"adapter-{adapter.pk}-{artifact.sha256[:6]}"
-            adapter.save(update_fields=["name"])
-        if not adapter.folder.exists():
-            incoming.rename(adapter.folder)
-        elif not artifacts.is_same_config(incoming, adapter.folder):
-            raise InvalidAdapter(_("%s has the same weights, but another adapter_config.json.") % adapter)
-    return adapter
+class NoCanary(Exception):
+    """No version is on trial under this alias."""
 
 
 # --- engines ----------------------------------------------------------------------------------------------------------
@@ -149,32 +72,71 @@ def reconcile(now: datetime | None = None) -> None:
 def ensure_loaded(adapter: Adapter) -> list[Engine]:
     """Makes every engine that answers hold the version, keeps it loaded for KEEP_LOADED, and returns those engines.
 
-    Raises EngineDown when none answers, EngineError when one refuses.
+    Raises EngineDown when none answers, EngineError when all that do refuse.
     """
-    Adapter.objects.filter(pk=adapter.pk).update(wanted_until=timezone.now() + KEEP_LOADED)
-    return residency.load(adapter)
+    loading = _load(adapter, None)
+    loading.check_any()
+    return loading.ready
 
 
-def self_test(adapter: Adapter, on: list[Engine]) -> bool:
-    """Compares the adapter's effects with the trainer's on every engine of `on`; stores the result and the status."""
+def _load(adapter: Adapter, actor: User | None, *, is_tested_again: bool = False) -> Loading:
+    versions.keep_loaded(adapter, timezone.now() + KEEP_LOADED)
+    return residency.load(adapter, actor=actor, is_tested_again=is_tested_again)
+
+
+def _prepare(adapter: Adapter, decision: Decision, *, is_forced: bool, tests: bool = True) -> Decision:
+    """Steps 1 to 3. With `is_forced` engines that fail are left out, and the reason says so: reconciliation gives them the
+    version, and until then they get no request for it. Raises NotServable, EngineDown, EngineError.
+    """
+    loading = _load(adapter, decision.actor, is_tested_again=tests)
+    _check_everywhere(adapter, loading, is_forced)
+    if tests:
+        loading = _test(adapter, loading, decision.actor)
+        _check_everywhere(adapter, loading, is_forced)
+    _answers, failures = fleet.ask_each(loading.ready, lambda engine: _warm(engine, adapter))
+    loading = loading.without(failures)
+    _check_everywhere(adapter, loading, is_forced)
+    if not loading.failures:
+        return decision
+    without = _("without %s") % fleet.in_words(loading.failures)
+    return replace(decision, reason=f"{decision.reason} ({without})")
+
+
+def _test(adapter: Adapter, loading: Loading, actor: User | None) -> Loading:
+    """Tests a version where it has not passed yet. Engines that could not be asked, and those on which alone it fails, are
+    ready no more; failing before it has passed anywhere rejects it. Raises NotServable.
+    """
+    if adapter.status == Adapter.Status.READY:
+        return loading.without(residency.admit(adapter, residency.untested(adapter, loading.ready), actor=actor))
     try:
-        probes = artifacts.read_probes(adapter.folder)
+        results, failures = residency.run_self_test(adapter, loading.ready, actor=actor)
     except (InvalidAdapter, OSError) as error:
-        _set(adapter, status=Adapter.Status.REJECTED, error=str(error))
-        return False
-    results = [selftest.measure(engine, settings.BASE_MODEL_NAME, adapter.engine_name, probes) for engine in on]
-    failed = [result for result in results if not result.is_passed]
-    shown = (failed or results)[0]
-    _set(
-        adapter,
-        status=Adapter.Status.REJECTED if failed else Adapter.Status.READY,
-        error=shown.verdict() if failed else "",
-        self_test=shown.to_dict(),
-    )
-    return not failed
+        versions.set_tested(adapter, is_passed=False, error=str(error))
+        raise NotServable(adapter.error) from error
+    for shown in sorted(results.values(), key=lambda result: result.is_passed)[
+        :1
+    ]:  # one that failed, where there is one
+        verdict = "" if shown.is_passed else shown.verdict()
+        versions.set_tested(adapter, is_passed=shown.is_passed, error=verdict, self_test=shown.to_dict())
+        if verdict:
+            raise NotServable(verdict)
+    return loading.without(failures)
 
 
-# --- aliases ----------------------------------------------------------------------------------------------------------
+def _warm(engine: Engine, adapter: Adapter) -> None:
+    engine.chat(adapter.engine_name, WARM_MESSAGES, max_tokens=1, temperature=0.0)
+
+
+def _check_everywhere(adapter: Adapter, loading: Loading, is_forced: bool) -> None:
+    loading.check_any()
+    if loading.failures and not is_forced:
+        raise NotServable(
+            _("%(adapter)s is not on every model server: %(engines)s. Try again when they are back, or go on without.")
+            % {"adapter": adapter, "engines": fleet.in_words(loading.failures)}
+        )
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
 def publish(
     adapter: Adapter,
     *,
@@ -182,122 +144,133 @@ def publish(
     actor: User | None = None,
     reason: str = "",
     expected_generation: int | None = None,
+    is_forced: bool = False,
 ) -> Deployment:
-    """Makes `adapter` what the alias answers with. Publishing what is published already changes nothing.
+    """Makes `adapter` what the alias answers with; an alias that is not there yet is made once the version is ready.
+    Publishing what is published already changes nothing.
 
     A rejected version is tested again: the fault may have been the engine's. With `expected_generation` the alias is
-    moved only from that generation; without it, of two publications at once the later one wins. Raises NotServable (of
-    another base, or failing its self-test now), AliasMoved, EngineDown, EngineError.
+    moved only from that generation; without it, of two publications at once the later one wins. With `is_forced`, which
+    takes a reason, engines that do not answer are left out. Raises InvalidAlias, NotServable (of another base, failing
+    its self-test now, not on every engine), AliasMoved, EngineDown, EngineError.
     """
-    adapter.refresh_from_db()
-    if adapter.base_sha256 != base().sha256:
-        raise NotServable(_("%s was trained on another base model than MODEL.") % adapter)
-    _check_generation(deployment(alias), expected_generation)  # before an engine is put to work
-    ready = ensure_loaded(adapter)
-    if adapter.status != Adapter.Status.READY and not self_test(adapter, ready):
-        raise NotServable(adapter.error)
-    for engine in ready:
-        engine.chat(adapter.engine_name, WARM_MESSAGES, max_tokens=1, temperature=0.0)
-    return _move(alias, adapter, actor=actor, reason=reason, expected_generation=expected_generation)
+    decision = Decision(actor, reason, expected_generation)
+    _check_servable(adapter)
+    _check_forced(reason, is_forced)
+    row = seen(alias)
+    aliases.check_generation(row, expected_generation)  # before an engine is put to work
+    with residency.prepared(adapter):
+        decision = _prepare(adapter, decision, is_forced=is_forced)
+        kind = Kind.CANARY_PROMOTED if row.canary == adapter else Kind.PUBLISHED
+        return aliases.move(alias, adapter, decision, kind)
 
 
 def rollback(
     alias: str = CURRENT, *, actor: User | None = None, reason: str = "", expected_generation: int | None = None
 ) -> Deployment:
-    """Back to the version before; once more returns. Raises NothingToRollBack and what `publish` raises.
+    """Back to the version before; once more returns. It is loaded and was tested, so this is a check and a move.
 
-    `expected_generation` is the one that the person saw: "the version before" means another one after each move.
+    It goes on without engines that fail: what people are fleeing from does not wait for a repair. `expected_generation` is
+    the one that the person saw: "the version before" means another one after each move. Raises NothingToRollBack,
+    AliasMoved, EngineDown and EngineError when no engine can answer with it.
     """
-    row = deployment(alias)
-    _check_generation(row, expected_generation)
+    row = seen(alias)
+    aliases.check_generation(row, expected_generation)
     if row.previous is None:
         raise NothingToRollBack(_("“%s” has had only one version so far.") % alias)
-    return publish(
-        row.previous,
-        alias=alias,
-        actor=actor,
-        reason=reason or _("Rolled back."),
-        expected_generation=expected_generation,
-    )
+    # Never from a generation that this has not seen: it would be another version that is gone back to.
+    decision = Decision(actor, reason or _("Rolled back."), row.generation)
+    decision = _prepare(row.previous, decision, is_forced=True, tests=False)
+    return aliases.move(alias, row.previous, decision, Kind.ROLLED_BACK)
 
 
-def _check_generation(row: Deployment, expected: int | None) -> None:
-    if expected is not None and row.generation != expected:
-        raise AliasMoved(
-            _("“%(alias)s” was moved meanwhile: it is %(adapter)s now. Look again, then decide.")
-            % {"alias": row.alias, "adapter": row.adapter}
-        )
+def remove_alias(
+    alias: str, *, actor: User | None = None, reason: str = "", expected_generation: int | None = None
+) -> None:
+    """Asks no engine: what no other alias has a use for is retired by reconciliation. Raises NotServable, AliasMoved."""
+    if alias == CURRENT:
+        raise NotServable(_("“%s” is what the chat answers with. It cannot be removed.") % alias)
+    aliases.remove(alias, Decision(actor, reason, expected_generation))
 
 
-def _move(
-    alias: str, adapter: Adapter, *, actor: User | None, reason: str, expected_generation: int | None = None
+# --- canaries ---------------------------------------------------------------------------------------------------------
+def start_canary(
+    adapter: Adapter,
+    share: float,
+    *,
+    alias: str = CURRENT,
+    actor: User | None = None,
+    reason: str = "",
+    expected_generation: int | None = None,
+    is_forced: bool = False,
 ) -> Deployment:
-    """Points the alias at `adapter`: generation + 1 and one event. Of two at once, the later one wins, and sees the
-    other's version as its previous one; one with an expected generation gives up instead, with AliasMoved.
+    """Lets `adapter` answer this share (0 to 1) of the alias's conversations; loaded, tested and warmed as for publishing.
+
+    Raises NotServable (also while another one is on trial) and what `publish` raises.
     """
-    while True:
-        row, _created = _alias_row(alias, base())
-        _check_generation(row, expected_generation)
-        if row.adapter_id == adapter.pk:
-            return row
-        with transaction.atomic():
-            moved = Deployment.objects.filter(pk=row.pk, generation=row.generation).update(
-                adapter=adapter,
-                # A version of another base can never answer again: there is nothing to roll back to.
-                previous=row.adapter if row.adapter.base_sha256 == adapter.base_sha256 else None,
-                generation=row.generation + 1,
-                updated_at=timezone.now(),
-            )
-            if moved:
-                _record(alias, row.generation + 1, adapter, row.adapter, actor, reason)
-        if moved:
-            log.info("%s moved from %s to %s", alias, row.adapter, adapter)
-            return Deployment.objects.select_related("adapter", "previous").get(pk=row.pk)
+    _check_servable(adapter)
+    _check_share(share)
+    _check_forced(reason, is_forced)
+    row = seen(alias)
+    aliases.check_generation(row, expected_generation)
+    if row.adapter == adapter:
+        raise NotServable(_("%s answers everybody already.") % adapter)
+    if row.canary not in (None, adapter):
+        raise NotServable(_("%s is on trial already. Promote or stop it first.") % row.canary)
+    with residency.prepared(adapter):
+        decision = _prepare(adapter, Decision(actor, reason, row.generation), is_forced=is_forced)
+        return aliases.try_out(alias, adapter, share, decision)
 
 
-def _alias_row(alias: str, root: Adapter) -> tuple[Deployment, bool]:
-    """The row, made on demand with generation 1 and its event, and whether it was made now."""
-    rows = Deployment.objects.select_related("adapter", "previous")
-    if (row := rows.filter(alias=alias).first()) is not None:
-        return row, False
-    try:
-        with transaction.atomic():
-            row = Deployment.objects.create(alias=alias, adapter=root)
-            _record(alias, 1, root, None, None, _("The base model, before anything was published."))
-    except IntegrityError:  # another process made it at the same moment
-        return rows.get(alias=alias), False
-    return row, True
+def change_canary(
+    share: float,
+    *,
+    alias: str = CURRENT,
+    actor: User | None = None,
+    reason: str = "",
+    expected_generation: int | None = None,
+) -> Deployment:
+    """Another share. As it grows, the conversations that have the canary keep it. Raises NoCanary, NotServable, AliasMoved."""
+    _check_share(share)
+    row, canary = _on_trial(alias, expected_generation)
+    return aliases.try_out(alias, canary, share, Decision(actor, reason, row.generation))
 
 
-def _record(
-    alias: str, generation: int, adapter: Adapter, previous: Adapter | None, actor: User | None, reason: str
-) -> DeploymentEvent:
-    return DeploymentEvent.objects.create(
-        alias=alias, generation=generation, adapter=adapter, previous=previous, actor=actor, reason=reason
-    )
+def promote_canary(
+    alias: str = CURRENT, *, actor: User | None = None, reason: str = "", expected_generation: int | None = None
+) -> Deployment:
+    """The canary answers everybody; what answered before is kept as previous. Raises NoCanary and what `publish` raises."""
+    row, canary = _on_trial(alias, expected_generation)
+    return publish(canary, alias=alias, actor=actor, reason=reason, expected_generation=row.generation)
 
 
-def _set(adapter: Adapter, **values: Any) -> None:
-    for name, value in values.items():
-        setattr(adapter, name, value)
-    adapter.save(update_fields=list(values))
+def stop_canary(
+    alias: str = CURRENT, *, actor: User | None = None, reason: str = "", expected_generation: int | None = None
+) -> Deployment:
+    """The trial ends and everybody is answered as before. Asks no engine. Raises NoCanary, AliasMoved."""
+    row, canary = _on_trial(alias, expected_generation)
+    return aliases.end_trial(row, canary, Decision(actor, reason, row.generation))
 
 
-def _base_card() -> dict[str, Any]:
-    """alignapp-model.json of MODEL."""
-    file = Path(settings.MODEL) / "alignapp-model.json"
-    try:
-        card = json.loads(file.read_text())
-        str(card["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidAdapter(
-            _("MODEL is not a prepared model: %s is missing or broken. Run `make model`.") % file
-        ) from error
-    return card
+def _on_trial(alias: str, expected_generation: int | None) -> tuple[Deployment, Adapter]:
+    row = seen(alias)
+    aliases.check_generation(row, expected_generation)
+    if row.canary is None:
+        raise NoCanary(_("No version is on trial under “%s”.") % alias)
+    return row, row.canary
 
 
-def _check_template(manifest: dict[str, Any], card: dict[str, Any]) -> None:
-    """An adapter trained with another chat template would answer prompts that it never saw."""
-    trained, served = manifest.get("chat_template_sha256"), card.get("chat_template_sha256")
-    if trained and served and trained != served:
-        raise InvalidAdapter(_("The adapter was trained with another chat template than this model's."))
+def _check_servable(adapter: Adapter) -> None:
+    adapter.refresh_from_db()
+    if adapter.base_sha256 != base().sha256:
+        raise NotServable(_("%s was trained on another base model than MODEL.") % adapter)
+
+
+def _check_share(share: float) -> None:
+    if not (math.isfinite(share) and 0 <= share <= 1):
+        raise NotServable(_("The share of conversations must be between 0 and 1."))
+
+
+def _check_forced(reason: str, is_forced: bool) -> None:
+    if is_forced and not reason.strip():
+        raise NotServable(_("Give a reason for going on without the model servers that do not answer."))

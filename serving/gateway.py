@@ -1,159 +1,182 @@
-"""Streams an answer from an engine, on the version that it was admitted with, and records how it ended.
+"""The way to an engine and back: one request, pinned to the version that it was admitted with, on whichever engine holds
+that version.
 
-`deltas` is the core: one request, pinned to one version, on whichever engine holds it. `write` answers a message of a
-conversation with it. No database connection is held while tokens flow.
+Until the first token another engine may be tried; from then on a sequence never changes engine or version. `events` and
+`whole` pass on what the engine says, for programs; `deltas` reads it, for pages. No database connection is held while
+tokens flow.
 """
 
 import asyncio
-import random
-import time
-from collections.abc import AsyncGenerator, Callable
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
-from django.db import connections
 from django.utils.translation import gettext as _
 
-from serving import adapters, chat
-from serving.client import Delta, Engine, EngineDown, EngineError, Usage, engines
-from serving.models import Adapter, Message
+from serving import adapters, database, routing
+from serving.client import Delta, Engine, EngineDown, EngineError, EngineGone, Usage, engines, error_of, pieces
+from serving.models import Adapter
+from serving.requests import Served
 
-Pieces = AsyncGenerator[Delta | Usage, None]
+CHAT = "/v1/chat/completions"
+MAX_RELOADS = (
+    3  # of one version for one request: each time, so many publications came in between that it was pushed out
+)
+Batches = AsyncGenerator[list[str], None]
 Result = TypeVar("Result")
 
 
 # --- one request ------------------------------------------------------------------------------------------------------
-async def deltas(adapter: Adapter, messages: list[dict[str, str]], **sampling: Any) -> Pieces:
+async def deltas(
+    adapter: Adapter, messages: list[dict[str, str]], *, served: Served | None = None, **sampling: Any
+) -> AsyncGenerator[Delta | Usage, None]:
     """The pieces of one answer by exactly this version, then its Usage. Raises EngineDown, EngineError.
 
-    Closing the generator ends the request in the engine. After the first piece no other engine is tried: a sequence
-    never changes engine or version.
+    Closing the generator ends the request in the engine.
     """
-    first, rest = await _begin(adapter, messages, sampling)
+    asked = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}, **sampling}
+    async with aclosing(events(adapter, CHAT, asked, served)) as batches:
+        async for batch in batches:
+            for data in batch:
+                for piece in pieces(data):
+                    yield piece
+
+
+async def events(adapter: Adapter, path: str, asked: dict[str, Any], served: Served | None = None) -> Batches:
+    """The data of the events of a streamed answer, as they come; nothing comes before the first token is there.
+
+    Raises what `whole` does. Closing the generator ends the request in the engine.
+    """
+    body, caller = _body(adapter, asked), _caller(served)
+    engine, held, rest = await _anywhere(adapter, lambda engine: _opened(engine, engine.events(path, body, caller)))
+    if served:
+        served.engine = engine.url
+        served.note_token()
     async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            yield piece
+        yield held
+        async for batch in rest:
+            yield batch
 
 
-async def _begin(
-    adapter: Adapter, messages: list[dict[str, str]], sampling: dict[str, Any]
-) -> tuple[Delta | Usage, Pieces]:
-    """The first piece and the rest. When every engine that answers lacks the version (they were restarted), it is loaded
-    and they are asked once more.
+async def whole(adapter: Adapter, path: str, asked: dict[str, Any], served: Served | None = None) -> bytes:
+    """The answer to a request that is not streamed. Raises EngineDown, EngineError; cancelled, it ends in the engine."""
+    body, caller = _body(adapter, asked), _caller(served)
+
+    async def ask(engine: Engine) -> tuple[Engine, bytes]:
+        with routing.at_work(engine):
+            return engine, await engine.ask(path, body, caller)
+
+    engine, answer = await _anywhere(adapter, ask)
+    if served:
+        served.engine = engine.url  # when its first token was there, nobody knows
+    return answer
+
+
+def _caller(served: Served | None) -> str:
+    if served is None:
+        return ""
+    served.is_asked = True
+    return served.caller
+
+
+def _body(adapter: Adapter, asked: dict[str, Any]) -> bytes:
+    return json.dumps({**asked, "model": adapter.engine_name}, separators=(",", ":")).encode()
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+async def _anywhere(adapter: Adapter, ask: Callable[[Engine], Awaitable[Result]]) -> Result:
+    """What the first engine that begins to answer says. When all that answer lack the version (they were restarted, or
+    publications have pushed it out since), it is loaded and they are asked again.
     """
-    try:
-        return await _begin_anywhere(engines(), adapter, messages, sampling)
-    except EngineError as error:
-        if error.status != 404:
-            raise
-    holders = await in_database(adapters.ensure_loaded, adapter)
-    return await _begin_anywhere(holders, adapter, messages, sampling)
-
-
-async def _begin_anywhere(
-    candidates: list[Engine], adapter: Adapter, messages: list[dict[str, str]], sampling: dict[str, Any]
-) -> tuple[Delta | Usage, Pieces]:
-    """Asks the engines in random order until one begins to answer; a refusal of the request itself is final."""
-    failure: Exception = EngineDown()
-    for engine in random.sample(candidates, len(candidates)):
-        pieces = engine.stream_chat(adapter.engine_name, messages, **sampling)
+    candidates = engines()
+    for _try in range(MAX_RELOADS):
         try:
-            return await anext(pieces), pieces
-        except StopAsyncIteration:
-            failure = EngineError(500, _("The model server sent an empty answer."))
-        except EngineDown as error:
-            # "No such model" of another engine says more: that one is up, and can be given the version.
-            failure = failure if isinstance(failure, EngineError) else error
+            return await _first(candidates, adapter, ask)
         except EngineError as error:
-            if error.status not in (404, 429):
+            if error.status != 404:
                 raise
-            failure = error
-    raise failure
+        candidates = await _loaded(adapter)
+    return await _first(candidates, adapter, ask)
 
 
-async def in_database(function: Callable[..., Result], *args: Any) -> Result:
-    """Runs it in the request's thread, and gives its database connection back at once."""
-
-    def run() -> Result:
-        try:
-            return function(*args)
-        finally:
-            for connection in connections.all(initialized_only=True):
-                if not connection.in_atomic_block:  # else it is the caller's
-                    connection.close_if_unusable_or_obsolete()
-
-    return await sync_to_async(run)()
-
-
-# --- one message ------------------------------------------------------------------------------------------------------
-@dataclass
-class _Progress:
-    started: float = field(default_factory=time.monotonic)
-    first_token: float | None = None
-    parts: list[str] = field(default_factory=list)
-    finish_reason: str = ""
-    usage: Usage | None = None
-
-    def add(self, piece: Delta | Usage) -> None:
-        if isinstance(piece, Usage):
-            self.usage = piece
-            return
-        if self.first_token is None:
-            self.first_token = time.monotonic()
-        self.parts.append(piece.text)
-        self.finish_reason = piece.finish_reason or self.finish_reason
-
-    def text(self) -> str:
-        return "".join(self.parts)
-
-    def measured(self) -> dict[str, Any]:
-        """What is stored as Message.usage; times in seconds since the request was sent."""
-        now = time.monotonic()
-        measured: dict[str, Any] = {"seconds": round(now - self.started, 3), "finish_reason": self.finish_reason}
-        if self.first_token is not None:
-            measured["seconds_to_first_token"] = round(self.first_token - self.started, 3)
-        if self.usage:
-            measured |= {
-                "prompt_tokens": self.usage.prompt_tokens,
-                "completion_tokens": self.usage.completion_tokens,
-                "cached_tokens": self.usage.cached_tokens,
-            }
-        return measured
-
-
-async def write(answer: Message) -> AsyncGenerator[str, None]:
-    """Yields the text of a claimed answer as it grows, and writes the row to the end, however that comes:
-
-    COMPLETE; STOPPED when the reader leaves (the generator is closed or cancelled); FAILED, with words, when the engine
-    does. The text so far is kept in each case.
+async def _first(candidates: list[Engine], adapter: Adapter, ask: Callable[[Engine], Awaitable[Result]]) -> Result:
+    """Asks one engine after the other; a refusal of the request itself is final. One that hung up is asked
+    again; the request ends with the second time, for it may be what ends the engines.
     """
-    progress, status, error = _Progress(), Message.Status.STOPPED, ""
+    waiting, failures = routing.in_order(candidates, adapter.engine_name), []
+    has_hung_up = False
+    while waiting:
+        engine = waiting.pop(0)
+        try:
+            result = await ask(engine)
+        except (EngineDown, EngineError) as failure:
+            routing.remember(engine, adapter.engine_name, failure)
+            if not routing.is_worth_another(failure):
+                raise
+            failures.append(failure)
+            if isinstance(failure, EngineGone):
+                if has_hung_up:
+                    raise
+                has_hung_up = True
+                waiting.append(engine)
+        else:
+            routing.remember(engine, adapter.engine_name, None)
+            return result
+    raise _most_telling(failures)
+
+
+def _most_telling(failures: list[EngineDown | EngineError]) -> EngineDown | EngineError:
+    """ "No such model" comes first: that engine is up, and can be given the version."""
+    refusals = sorted((f for f in failures if isinstance(f, EngineError)), key=lambda failure: failure.status)
+    return (refusals or failures or [EngineDown()])[0]
+
+
+async def _opened(engine: Engine, batches: Batches) -> tuple[Engine, list[str], Batches]:
+    """The events up to the first token, and the rest."""
+    rest, held = _at_work(engine, batches), list[str]()
     try:
-        messages = await in_database(chat.history, answer)
-        async with aclosing(deltas(_adapter(answer), messages, **answer.sampling)) as pieces:
-            async for piece in pieces:
-                progress.add(piece)
-                if isinstance(piece, Delta):
-                    yield progress.text()
-        status = Message.Status.COMPLETE
-    except (EngineDown, EngineError) as failure:
-        status, error = Message.Status.FAILED, in_words(failure, is_begun=bool(progress.parts))
-    finally:
-        # Shielded: a reader who leaves cancels this task, and may do so twice.
-        await asyncio.shield(_record(answer, status, progress, error))
+        async for batch in rest:
+            held += batch
+            if any(_has_token(data) for data in batch):
+                return engine, held, rest
+    except BaseException:
+        await rest.aclose()
+        raise
+    raise EngineError(500, _("The model server sent an empty answer."))
 
 
-async def _record(answer: Message, status: str, progress: _Progress, error: str) -> None:
-    await in_database(chat.finish, answer.pk, status, progress.text(), progress.measured(), error)
+async def _at_work(engine: Engine, batches: Batches) -> Batches:
+    with routing.at_work(engine):
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
 
 
-def _adapter(answer: Message) -> Adapter:
-    if answer.adapter is None:
-        raise EngineError(404, _("The version that was asked no longer exists."))
-    return answer.adapter
+def _has_token(data: str) -> bool:
+    """Whether the event has a piece of an answer in it, or an answer's end. Raises EngineError when it is an error."""
+    try:
+        event = json.loads(data)
+        if "error" in event:
+            raise error_of(data)
+        return any(
+            choice.get("finish_reason") or choice.get("text") or (choice.get("delta") or {}).get("content")
+            for choice in event.get("choices", [])
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EngineError(500, _("The model server's answer does not follow the protocol.")) from error
+
+
+_loading: dict[tuple[asyncio.AbstractEventLoop, int], asyncio.Task[list[Engine]]] = {}
+
+
+async def _loaded(adapter: Adapter) -> list[Engine]:
+    """The engines that hold the version now. Of many requests that miss it at once, one has it loaded for all."""
+    key = (asyncio.get_running_loop(), adapter.pk)
+    if key not in _loading:
+        _loading[key] = asyncio.create_task(database.run_long(adapters.ensure_loaded, adapter))
+        _loading[key].add_done_callback(lambda _task: _loading.pop(key, None))
+    return await asyncio.shield(_loading[key])
 
 
 def in_words(failure: EngineDown | EngineError, *, is_begun: bool) -> str:

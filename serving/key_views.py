@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from serving import keys
+from serving import keys, limits, requests
 from serving.models import ApiKey
 
 LIFETIMES = [("30", _("30 days")), ("90", _("90 days")), ("365", _("one year")), ("0", _("never"))]
@@ -70,14 +70,15 @@ def api_key_revoke(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _page(request: HttpRequest, form: KeyForm, made: ApiKey | None = None, text: str = "") -> HttpResponse:
-    owned = ApiKey.objects.filter(owner=_user(request))
-    in_force = keys.in_force(_user(request), timezone.now())
+    owned, now = ApiKey.objects.filter(owner=_user(request)), timezone.now()
+    in_force = keys.in_force(_user(request), now)
+    use = requests.used_today(in_force, now)
     context = {
         "page": "keys",
         "form": form,
         "made": made,
         "text": text,
-        "in_force": in_force,
+        "in_force": [(key, limits.of(key), use[key.pk]) for key in in_force],
         "ended": owned.exclude(pk__in=in_force)[:20],
     }
     return render(request, "serving/keys.html", context)

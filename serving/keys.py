@@ -86,7 +86,9 @@ def rotate(key: ApiKey, now: datetime) -> tuple[ApiKey, str]:
     if not revoke(key, now):
         raise Refused(_("This key is revoked already. Make a new one."))
     lifetime = key.expires_at - key.created_at if key.expires_at else None
-    return _store(key.owner, key.name, key.scopes, now, now + lifetime if lifetime else None)
+    made, text = _store(key.owner, key.name, key.scopes, now, now + lifetime if lifetime else None)
+    set_limits(made, requests=key.requests_per_minute, tokens=key.tokens_per_minute, concurrent=key.max_concurrent)
+    return made, text
 
 
 def revoke(key: ApiKey, now: datetime) -> bool:
@@ -95,11 +97,30 @@ def revoke(key: ApiKey, now: datetime) -> bool:
 
 
 def find(text: str, now: datetime) -> ApiKey | None:
-    """The key in force with this text, its owner an active account; notes that it is used, at most once a minute."""
+    """The key in force with this text, its owner an active account; notes that it is used."""
+    key = look_up(text, now)
+    if key is not None:
+        note_use(key, now)
+    return key
+
+
+def look_up(text: str, now: datetime) -> ApiKey | None:
+    """As `find`, by one query whatever the text, and without writing anything."""
+    if not text.startswith(MARK):
+        return None
     rows = ApiKey.objects.select_related("owner").filter(revoked_at=None, owner__is_active=True)
     key = rows.filter(sha256=_digest(text)).first()
-    if key is None or (key.expires_at is not None and key.expires_at <= now):
-        return None
+    return None if key is None or (key.expires_at is not None and key.expires_at <= now) else key
+
+
+def note_use(key: ApiKey, now: datetime) -> None:
+    """At most once a minute: it is to tell keys in use from forgotten ones."""
     if key.last_used_at is None or key.last_used_at <= now - USE_NOTED_EVERY:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
-    return key
+
+
+def set_limits(key: ApiKey, *, requests: int | None, tokens: int | None, concurrent: int | None) -> None:
+    """What the key may ask models for: a minute and at once. None: as the site has it; 0: no limit."""
+    ApiKey.objects.filter(pk=key.pk).update(
+        requests_per_minute=requests, tokens_per_minute=tokens, max_concurrent=concurrent
+    )

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import models
+from django.utils import timezone
 
 
 class Adapter(models.Model):
     """One immutable version of the model: the base itself (`is_base`), or the base with one LoRA adapter.
 
-    Written only by `serving.adapters`. `name` holds number and hash (`adapter-42-1a2b3c`, `base-9f8e7d`), so a restored
+    Written only by `serving.versions`. `name` holds number and hash (`adapter-42-1a2b3c`, `base-9f8e7d`), so a restored
     database never meets another's file.
     """
 
@@ -54,23 +55,58 @@ class Adapter(models.Model):
 
 
 class Deployment(models.Model):
-    """An alias (`current`) and the version that it points at. Written only by `serving.adapters`."""
+    """An alias (`current`) and the version that it points at. Written only by `serving.aliases`."""
 
     alias = models.SlugField(unique=True)
     adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, related_name="deployments")
     previous = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
     generation = models.PositiveIntegerField(default=1)
     updated_at = models.DateTimeField(auto_now=True)
+    canary = models.ForeignKey(
+        Adapter,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="canaries",
+        help_text="answers a share of the conversations, on trial",
+    )
+    canary_share = models.FloatField(default=0.0, help_text="of conversations that the canary answers, 0 to 1")
+    canary_since = models.DateTimeField(null=True, blank=True)
 
     def __str__(self) -> str:
         return f"{self.alias} → {self.adapter} (generation {self.generation})"
 
 
 class DeploymentEvent(models.Model):
-    """The audit log of aliases: who moved what, when and why. Append-only."""
+    """The audit log: who did what with a version, when and why. Append-only; written only by `serving.events`.
 
-    alias = models.SlugField()
-    generation = models.PositiveIntegerField()
+    What is done to an alias has the alias and the generation that it made; what is done to a version on an engine has
+    neither. The actor of what the site did by itself is None.
+    """
+
+    class Kind(models.TextChoices):
+        PUBLISHED = "published"
+        ROLLED_BACK = "rolled back"
+        CANARY_STARTED = "canary started"
+        CANARY_CHANGED = "canary share changed"
+        CANARY_PROMOTED = "canary promoted"
+        CANARY_STOPPED = "canary stopped"
+        ALIAS_REMOVED = "alias removed"
+        LOADED = "loaded"
+        LOAD_FAILED = "load failed"
+        SELF_TEST_PASSED = "self-test passed"
+        SELF_TEST_FAILED = "self-test failed"
+        UNLOADED = "unloaded"
+
+    # After these the alias points at the event's adapter; the others leave it where it is.
+    MOVES = (Kind.PUBLISHED, Kind.ROLLED_BACK, Kind.CANARY_PROMOTED)
+    ENDS = (*MOVES, Kind.ALIAS_REMOVED)  # after these it points no more at what it did before
+
+    alias = models.SlugField(blank=True)
+    kind = models.CharField(max_length=24, choices=Kind, default=Kind.PUBLISHED)
+    share = models.FloatField(null=True, help_text="of conversations that the canary answers from then on")
+    generation = models.PositiveIntegerField(null=True)
+    engine = models.CharField(max_length=200, blank=True, help_text="on which this happened; empty: on none alone")
     adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, related_name="events")
     previous = models.ForeignKey(Adapter, on_delete=models.PROTECT, null=True, related_name="+")
     actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
@@ -79,13 +115,21 @@ class DeploymentEvent(models.Model):
 
     class Meta:
         ordering = ["-id"]
-        constraints = [models.UniqueConstraint(fields=["alias", "generation"], name="one_event_per_generation")]
+        constraints = [
+            models.UniqueConstraint(fields=["alias", "generation"], name="one_event_per_generation"),
+            models.CheckConstraint(
+                condition=models.Q(alias="", generation=None) | (~models.Q(alias="") & models.Q(generation__gt=0)),
+                name="an_alias_has_its_generation",
+            ),
+        ]
 
 
 class Conversation(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations")
     title = models.CharField(max_length=120, blank=True)
+    system_prompt = models.TextField(blank=True)
+    sampling = models.JSONField(default=dict, blank=True, help_text="what the owner set; the rest is sampling.DEFAULTS")
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -104,7 +148,7 @@ class Message(models.Model):
         PENDING = "pending"  # admitted: its version is pinned, nobody reads its stream yet
         STREAMING = "streaming"
         COMPLETE = "complete"
-        STOPPED = "stopped"  # by the reader, or their connection
+        STOPPED = "stopped"  # by the reader, or since nobody read any more: `stopped_at` tells
         FAILED = "failed"
 
     UNFINISHED = (Status.PENDING, Status.STREAMING)
@@ -118,6 +162,7 @@ class Message(models.Model):
     adapter = models.ForeignKey(
         Adapter, on_delete=models.PROTECT, null=True, blank=True, related_name="messages", help_text="who answered"
     )
+    system_prompt = models.TextField(blank=True, help_text="of an answer: as sent to the engine")
     sampling = models.JSONField(default=dict, blank=True, help_text="seed, temperature, … as sent to the engine")
     usage = models.JSONField(default=dict, blank=True)
     comparison = models.JSONField(
@@ -128,6 +173,9 @@ class Message(models.Model):
     rating = models.SmallIntegerField(default=0, choices=[(-1, "down"), (0, "none"), (1, "up")])
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
+    asked_at = models.DateTimeField(default=timezone.now, help_text="of an answer: when it was asked for, or continued")
+    ended_at = models.DateTimeField(null=True, blank=True, help_text="of an answer: when its writer was done with it")
+    stopped_at = models.DateTimeField(null=True, blank=True, help_text="of an answer: when its reader pressed Stop")
 
     class Meta:
         ordering = ["created_at"]
@@ -136,6 +184,11 @@ class Message(models.Model):
     @property
     def is_unfinished(self) -> bool:
         return self.status in self.UNFINISHED
+
+    @property
+    def was_left(self) -> bool:
+        """It ended since its reader was gone: they reloaded, or lost the connection, and did not press Stop."""
+        return self.status == self.Status.STOPPED and self.ended_at is not None and self.stopped_at is None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -157,12 +210,51 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    # Limits of the model endpoints; null: the site's.
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    tokens_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    max_concurrent = models.PositiveIntegerField(null=True, blank=True, help_text="requests being answered at once")
 
     class Meta:
         ordering = ["-id"]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+
+class ServedRequest(models.Model):
+    """The request log: one row for each answer that a version was asked for, by page or by key. No content is stored."""
+
+    class Outcome(models.TextChoices):
+        DONE = "done"
+        CANCELLED = "cancelled"  # the reader left
+        REFUSED = "refused"  # the request was at fault
+        FAILED = "failed"  # the engine was: what a canary is judged by
+
+    request_id = models.CharField(max_length=64, db_index=True)
+    at = models.DateTimeField(db_index=True, help_text="when it was admitted")
+    endpoint = models.CharField(max_length=24, help_text="page, chat.completions or completions")
+    alias = models.SlugField(blank=True, help_text="the alias that was asked for; empty: a version by its own name")
+    adapter = models.ForeignKey(Adapter, on_delete=models.PROTECT, related_name="requests")
+    is_canary = models.BooleanField(default=False)
+    engine = models.CharField(max_length=200, blank=True)
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    key = models.ForeignKey(ApiKey, on_delete=models.SET_NULL, null=True, related_name="requests")
+    outcome = models.CharField(max_length=10, choices=Outcome)
+    status = models.PositiveSmallIntegerField(help_text="HTTP status")
+    error = models.TextField(blank=True)
+    seconds = models.FloatField(help_text="from admission to the last token")
+    seconds_to_first_token = models.FloatField(null=True)
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering = ["-at"]
+        indexes = [models.Index(fields=["adapter", "at"])]
+
+    def __str__(self) -> str:
+        return self.request_id
 
 
 class IdempotentRequest(models.Model):

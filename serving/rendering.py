@@ -67,6 +67,7 @@ MATH_TAGS = _words(
 )
 ATTRIBUTES = {
     "a": {"href"},
+    "pre": {"data-language"},
     "ol": {"start"},
     "math": {"display"},
     "mo": {
@@ -169,10 +170,10 @@ CODE_CLASSES = {name for name in STANDARD_TYPES.values() if name}
 def _code(code: str, language: str, env: EnvType) -> str:
     """Spans with pygments' classes for a language that we know; escaped text for all others and beyond the bounds."""
     code = code.translate(BIDI_CONTROLS)
-    if language.lower() not in LANGUAGES or not _is_ordinary(code) or not _spend(env, "code", len(code) ** 2):
+    if language not in LANGUAGES or not _is_ordinary(code) or not _spend(env, "code", len(code) ** 2):
         return escape(code)
     try:
-        lexer = get_lexer_by_name(language.lower(), stripnl=False)
+        lexer = get_lexer_by_name(language, stripnl=False)
     except ClassNotFound:
         return escape(code)
     return colour(code, lexer, HtmlFormatter(nowrap=True))
@@ -280,10 +281,11 @@ def _real_host(shown: str, address: str) -> str:
 
 
 def _render_fence(_self: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType) -> str:
-    """No attribute comes from the text: the language only chooses the lexer."""
+    """Of the text only the name of a language that we know becomes an attribute."""
     token = tokens[index]
-    language = (token.info.split() or [""])[0]
-    return f"<pre><code>{_code(token.content, language, env)}</code></pre>\n"
+    language = (token.info.split() or [""])[0].lower()
+    named = f' data-language="{language}"' if language in LANGUAGES else ""
+    return f"<pre{named}><code>{_code(token.content, language, env)}</code></pre>\n"
 
 
 def _render_code_inline(

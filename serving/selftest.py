@@ -58,8 +58,8 @@ class SelfTest:
 
 def measure(engine: Engine, base: str, adapter: str, probes: Probes) -> SelfTest:
     """Runs the probes through model `base` and model `adapter` of one engine. Raises EngineDown, EngineError."""
-    before = np.concatenate([engine.prompt_logprobs(base, ids) for ids in probes.token_ids])
-    after = np.concatenate([engine.prompt_logprobs(adapter, ids) for ids in probes.token_ids])
+    before = np.concatenate(engine.prompt_logprobs(base, probes.token_ids))
+    after = np.concatenate(engine.prompt_logprobs(adapter, probes.token_ids))
     expected = np.concatenate([np.asarray(effects, dtype=float) for effects in probes.effects])
     is_used = is_first(probes.token_ids) & (before > MIN_LOGPROB)
     return compare(expected[is_used], (after - before)[is_used])

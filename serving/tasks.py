@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from serving import adapters, chat
+from serving import adapters, chat, requests, trials
 from serving.locks import only_one
 
 
@@ -13,4 +13,6 @@ def reconcile() -> None:
         if is_mine:
             now = timezone.now()
             chat.close_abandoned(now)  # first: what nobody writes any more pins no version
+            requests.purge(now)
+            trials.judge(now)
             adapters.reconcile(now)

@@ -30,7 +30,7 @@ from labeling.models import (
     Retraction,
     Statistics,
 )
-from serving import adapters, keys
+from serving import adapters, keys, requests
 from serving.models import Adapter, ApiKey, Conversation, DeploymentEvent, Message
 from tests.labeling import make
 from tests.serving import folders
@@ -270,21 +270,42 @@ MATRIX: dict[str, Row] = {
         "L 403 403 403 403 403 403 302",  # likewise
         lambda world: [*retraction(world), world.rows["training.rewardmodel"].pk],
     ),
+    # models, for programs: a session is no key
+    "v1_chat_completions": Row("405", "401"),
+    "v1_completions": Row("405", "401"),
+    "v1_models": Row("401", "405"),
+    "v1_model": Row("401", "405", lambda world: ["current"]),
+    "v1_nothing_here": Row("404", "404"),
     # chat
     "chat": Row(LOGGED_IN, NO_PAGE),
     "chat_current": Row(LOGGED_IN, NO_PAGE),
+    "chat_versions": Row(LOGGED_IN, NO_PAGE),
+    "chat_context": Row(LOGGED_IN, NO_PAGE),
+    "chat_settings": Row(NO_PAGE, LOGGED_IN, body=json_of(seed=1)),
+    "conversations": Row(LOGGED_IN, NO_PAGE),
     "chat_start": Row(NO_PAGE, LOGGED_IN.replace("200", "201"), body=json_of(content="Hello?")),
     "conversation": Row(anna("200"), NO_PAGE, talk),
     "message_create": Row(
-        NO_PAGE, anna("201"), talk, lambda world: {"content": "More?", "parent": str(world.answers[0].pk)}
+        NO_PAGE, anna("201"), talk, lambda world: {"content": "More?", "parent": str(world.reply.pk)}
     ),
     "conversation_rename": Row(NO_PAGE, anna("200"), talk, json_of(title="Cats")),
     "conversation_delete": Row(NO_PAGE, anna("302"), talk),
+    "conversation_settings": Row(NO_PAGE, anna("200"), talk, json_of(seed=1)),
+    "conversation_json": Row(anna("200"), NO_PAGE, talk),
+    "conversation_markdown": Row(anna("200"), NO_PAGE, talk),
     "message": Row(anna("200"), NO_PAGE, answer),
     "message_stream": Row(anna("200"), NO_PAGE, answer),
+    "message_stop": Row(NO_PAGE, anna("200"), answer),
     "message_regenerate": Row(NO_PAGE, anna("201"), answer),
+    "message_challenge": Row(NO_PAGE, anna("201"), answer),
+    "message_continue": Row(NO_PAGE, anna("400"), answer),  # it is complete
+    "message_go_on": Row(NO_PAGE, anna("200"), answer),
+    "message_versions": Row(anna("200"), NO_PAGE, answer),
+    "message_version_stream": Row(NO_PAGE, anna("200"), lambda world: [world.reply.pk, world.reply.adapter_id]),
     "message_rate": Row(NO_PAGE, anna("200"), answer, json_of(rating=1)),
-    "comparison_choose": Row(NO_PAGE, anna("200"), lambda world: [world.question.pk], json_of(choice="left")),
+    "comparison_choose": Row(
+        NO_PAGE, anna("200"), lambda world: [world.question.pk], json_of(choice="left", client_key="1")
+    ),
     # the admin: pages that are of no model, and what can be done with one row
     "admin:index": Row(ADMINS, ADMINS),
     "admin:login": Row("L", "L"),
@@ -298,7 +319,10 @@ MATRIX: dict[str, Row] = {
     "admin:app_list": Row("L L L L L L 404 200", "L L L L L L 404 200", lambda world: ["labeling"]),
     "admin:auth_user_password_change": Row(ROOT, ROOT, row_of("auth.user")),
     "admin:serving_adapter_publish": Row(ROOT, ROOT, row_of("serving.adapter")),
-    "admin:serving_deployment_roll_back": Row(ROOT, ROOT, row_of("serving.deployment")),
+    **{
+        f"admin:serving_deployment_{action}": Row(ROOT, ROOT, row_of("serving.deployment"))
+        for action in ("roll_back", "start_canary", "change_canary", "promote_canary", "stop_canary", "remove_alias")
+    },
     "admin:training_rewardmodel_use": Row(ROOT, ROOT, row_of("training.rewardmodel")),
     "admin:training_run_rollback": Row(NO_ADMIN_PAGE, ROOT.replace("200", "302")),
     "admin:training_run_live": Row(ROOT, NO_ADMIN_PAGE, row_of("training.run")),
@@ -334,9 +358,10 @@ ADMIN: dict[str, str] = {
     "labeling.prompt": "add change delete",
     "labeling.statistics": "",
     "serving.adapter": "",
-    "serving.apikey": "",
+    "serving.apikey": "change",  # its limits
     "serving.deployment": "",
     "serving.deploymentevent": "",
+    "serving.servedrequest": "",
     "training.policy": "add change delete",
     "training.rewardmodel": "",
     "training.run": "add",
@@ -380,7 +405,7 @@ def _chat(owner: User) -> tuple[Conversation, Message, list[Message], Message]:
     question = Message.objects.create(conversation=conversation, role="user", content="Why?")
     said = {"conversation": conversation, "parent": question, "role": "assistant", "adapter": adapters.base()}
     answers = [Message.objects.create(**said, content=text) for text in ("Because.", "It depends.")]
-    question.comparison = {"left": str(answers[0].pk), "right": str(answers[1].pk), "choice": ""}
+    question.comparison = {"left": str(answers[0].pk), "right": str(answers[1].pk), "client_key": "1"}
     question.save()
     other = Message.objects.create(conversation=conversation, role="user", content="How?")
     reply = Message.objects.create(conversation=conversation, parent=other, role="assistant", adapter=adapters.base())
@@ -405,6 +430,7 @@ def _rows(world: World) -> dict[str, Model]:
         root, Group.objects.create(name="helpers"), world.campaign, world.judgment, world.judgment.comparison.prompt,
         invitation, version, deployment, world.key, snapshot, interval,
         DeploymentEvent.objects.create(alias="current", generation=99, adapter=version),
+        requests.record(requests.Served("page", version)),
         run, reward_model, Scoring.objects.create(reward_model=reward_model, status="failed"),
         Policy.objects.create(campaign=world.campaign),
         world.judgment.comparison,

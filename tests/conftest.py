@@ -1,5 +1,6 @@
 """Fixtures that every part shares, and the marks that follow from where a test lies and what it asks for."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 from django.conf import settings
+from django.test import TransactionTestCase
 from playwright.sync_api import Browser, sync_playwright
+
+from tests import tables
 
 # How long an example takes says something about the machine, which others use too, and nothing about the code.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -20,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ML_FOLDERS = ("tests/serving/engine/", "tests/training/ml/")
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 DATABASE_FIXTURES = {"db", "transactional_db", "live_server", "admin_user", "admin_client"}
+# Who may look and which headers an answer has does not depend on the database: asked of each address, on SQLite only.
+ON_ANY_BACKEND = ("tests/alignapp/test_headers.py", "tests/alignapp/test_urls.py")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -37,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_heaviness)  # after pytest-django's own order, which it keeps within each kind
 
 
+def pytest_collection_finish() -> None:
+    """What collecting has loaded stays to the end: to look through it for garbage again and again costs a tenth."""
+    gc.collect()
+    gc.freeze()
+
+
 def _heaviness(item: pytest.Item) -> int:
     """2: needs Chromium, whose event loop stays in this thread from then on, where asynchronous tests run theirs;
     1: needs torch; 0: neither.
@@ -50,12 +62,27 @@ def _add_marks(item: pytest.Item) -> None:
     folder = item.path.relative_to(REPOSITORY).as_posix()
     fixtures = set(getattr(item, "fixturenames", ()))
     # What a page does in the browser does not depend on the database behind it, and takes the longest.
-    if (item.get_closest_marker("django_db") or DATABASE_FIXTURES & fixtures) and "browser" not in fixtures:
+    is_on_any = "browser" in fixtures or folder in ON_ANY_BACKEND
+    if (item.get_closest_marker("django_db") or DATABASE_FIXTURES & fixtures) and not is_on_any:
         item.add_marker("backends")
     if folder.startswith(ML_FOLDERS) or {"model_dir", "tiny_model_dir"} & fixtures:
         item.add_marker("ml")
-    if item.get_closest_marker("ml") or item.get_closest_marker("browser"):
+    if item.get_closest_marker("ml") or item.get_closest_marker("browser") or _commits(item, fixtures):
         item.add_marker("slow")
+
+
+def _commits(item: pytest.Item, fixtures: set[str]) -> bool:
+    """For the threads, servers or processes beside it that look at the same rows."""
+    mark = item.get_closest_marker("django_db")
+    return bool(mark and mark.kwargs.get("transaction")) or bool({"transactional_db", "live_server"} & fixtures)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """pytest-django's, but for what empties the tables after a test that commits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", tables.empty)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
-def make_tiny(real: Path, output: Path) -> None:
-    """Writes a 2-layer Llama (hidden 64, 4 heads, 2 key-value heads, fp32) with the tokenizer of `real` to `output`."""
+def make_tiny(real: Path, output: Path, *, is_native: bool = False) -> None:
+    """Writes a 2-layer Llama (hidden 64, 4 heads, 2 key-value heads, fp32) with the tokenizer of `real` to `output`.
+
+    `is_native`: in bf16, and with heads of 32, which is what the engine's own step computes.
+    """
     output.mkdir(parents=True)
     theirs = json.loads((real / "config.json").read_text())
     torch.manual_seed(0)
@@ -24,6 +27,7 @@ def make_tiny(real: Path, output: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32 if is_native else 16,
         max_position_embeddings=theirs["max_position_embeddings"],
         bos_token_id=theirs["bos_token_id"],
         eos_token_id=theirs["eos_token_id"],
@@ -32,19 +36,21 @@ def make_tiny(real: Path, output: Path) -> None:
         # Larger than the customary 0.02: distributions of a tiny random model are otherwise almost uniform.
         initializer_range=0.1,
     )
-    LlamaForCausalLM(config).float().save_pretrained(output)
+    made = LlamaForCausalLM(config)
+    (made.bfloat16() if is_native else made.float()).save_pretrained(output)
     for name in TOKENIZER_FILES:
         if (real / name).exists():
             shutil.copyfile(real / name, output / name)
-    _describe(output, json.loads((real / "alignapp-model.json").read_text()))
+    card = json.loads((real / "alignapp-model.json").read_text())
+    _describe(output, card, "bfloat16" if is_native else "float32")
 
 
-def _describe(output: Path, real: dict[str, str]) -> None:
+def _describe(output: Path, real: dict[str, str], dtype: str) -> None:
     described = {
         **real,
         "sha256": hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest(),
         "source": "tests.models",
-        "dtype": "float32",
+        "dtype": dtype,
         "architecture": "LlamaForCausalLM",
     }
     (output / "alignapp-model.json").write_text(json.dumps(described, indent=2))

@@ -26,6 +26,9 @@ START_SECONDS = 20
 def postgresql(folder: Path) -> Iterator[str]:
     """A server that listens on a socket in `folder` only; yields its DATABASE_URL. As root it runs as another user."""
     with get_server(folder / "postgresql", cleanup_mode="delete") as server:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off")  # nothing here need survive the machine
+        server.psql("SELECT pg_reload_conf()")
         info = server.get_postmaster_info()
         yield f"postgres://postgres@{quote(str(info.socket_dir), safe='')}:{info.port}/postgres"
 

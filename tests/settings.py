@@ -22,6 +22,7 @@ from alignapp.settings import *  # noqa: E402, F403
 from alignapp.settings import DATABASES, IS_SQLITE, VAR_DIR  # noqa: E402
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast; the site keeps Django's default
+WHITENOISE_AUTOREFRESH = True  # every test client would list all static files anew; the site lists them at its start
 if IS_SQLITE:
     # A file, as in use: an in-memory database has no WAL and locks differently between threads.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}

@@ -80,6 +80,7 @@ def test_it_knows_every_model_of_the_admin() -> None:
     assert {model._meta.label_lower for model in admin.site._registry} == ADMIN.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRIX)
 def test_it_gives_everybody_what_is_theirs(name: str, world: World, clients: dict[str, Client]) -> None:
     row = MATRIX[name]
@@ -90,6 +91,7 @@ def test_it_gives_everybody_what_is_theirs(name: str, world: World, clients: dic
         assert told == access.told(wanted), f"{method.upper()} {name}"
 
 
+@pytest.mark.slow
 def test_it_knows_every_method_of_the_api(world: World, clients: dict[str, Client]) -> None:
     for name, row in MATRIX.items():
         address = reverse(name, args=row.args(world))
@@ -97,6 +99,7 @@ def test_it_knows_every_method_of_the_api(world: World, clients: dict[str, Clien
             assert _ask(clients["root"], method, address) in {"404", "405"}, f"{method.upper()} {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ADMIN)
 def test_it_opens_the_admin_to_administrators_only(model: str, world: World, clients: dict[str, Client]) -> None:
     """Staff without permissions see nothing; what even the superuser may not do is told by ADMIN."""

@@ -16,7 +16,7 @@ from labeling.models import Response
 from serving import adapters
 from serving.models import Adapter
 from tests.labeling import make
-from tests.serving.test_real_model import TOKEN, Maker, RealEngine, matrices
+from tests.serving.real import TOKEN, Maker, RealEngine, matrices
 
 pytestmark = [pytest.mark.slow, pytest.mark.ml, pytest.mark.django_db(transaction=True)]
 ANSWERS = [

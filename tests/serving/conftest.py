@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db import connections
 from pytest_django import Settings
 
-from serving import adapters
+from serving import adapters, client
 from serving.models import Adapter
 from tests.serving import folders
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
@@ -72,6 +72,10 @@ def eve(db: None) -> User:
 
 @pytest.fixture
 async def closed_connections() -> AsyncIterator[None]:
-    """For asynchronous tests: the thread that their queries ran in keeps no connection to the test's database."""
+    """For asynchronous tests: their event loop keeps no connection to an engine, and the thread of their own
+    `sync_to_async` and asynchronous queries none to the test's database. (Those of serving.database need no help: what
+    they keep is a file's.)
+    """
     yield
+    await client.close_shared()
     await sync_to_async(connections.close_all)()

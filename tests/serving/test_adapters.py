@@ -1,106 +1,26 @@
 import threading
+import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
-from pytest_django import Settings
+from pytest_django import DjangoAssertNumQueries, Settings
 
 from serving import adapters
 from serving.client import EngineDown
 from serving.models import Adapter, Deployment, DeploymentEvent
-from tests.serving import folders
-from tests.serving.scripted import ScriptedEngine
+from tests.serving.scripted import ScriptedEngine, running
 
 pytestmark = pytest.mark.django_db
 Maker = Callable[[int], Adapter]
 
 
-def history() -> list[tuple[int, str]]:
-    return list(DeploymentEvent.objects.order_by("generation").values_list("generation", "adapter__name"))
+def history() -> list[tuple[int | None, str]]:
+    moves = DeploymentEvent.objects.exclude(alias="")
+    return list(moves.order_by("generation").values_list("generation", "adapter__name"))
 
 
-# --- registering ------------------------------------------------------------------------------------------------------
-def test_it_makes_the_base_once(base_model: Path) -> None:
-    base = adapters.base()
-    assert base == adapters.base()
-    assert (base.name, base.is_base, base.status) == ("base-bbbbbb", True, Adapter.Status.READY)
-    assert base.engine_name == "base"
-
-
-def test_it_says_when_model_is_not_prepared(settings: Settings, tmp_path: Path) -> None:
-    settings.MODEL = str(tmp_path)
-    with pytest.raises(adapters.InvalidAdapter, match="make model"):
-        adapters.base()
-
-
-def test_it_registers_a_folder_under_number_and_hash(adapter: Maker) -> None:
-    row = adapter(1)
-    assert row.name == f"adapter-{row.pk}-{row.sha256[:6]}"
-    assert row.status == Adapter.Status.REGISTERED
-    assert row.manifest["run"] == 7
-    assert (row.folder / "adapter_model.safetensors").is_file()
-
-
-def test_it_registers_the_same_content_once(base_model: Path, tmp_path: Path) -> None:
-    first = adapters.register(folders.write(tmp_path / "a", seed=1), notes="first")
-    again = adapters.register(folders.write(tmp_path / "b", seed=1), notes="second")
-    assert first == again
-    assert again.notes == "first"
-    assert adapters.register(folders.write(tmp_path / "c", seed=2)) != first
-    assert len(list(first.folder.parent.iterdir())) == 2
-
-
-def test_it_refuses_known_weights_with_another_scale(base_model: Path, tmp_path: Path) -> None:
-    adapters.register(folders.write(tmp_path / "a"))
-    with pytest.raises(adapters.InvalidAdapter, match="same weights"):
-        adapters.register(folders.write(tmp_path / "b", config_changes={"lora_alpha": 16}))
-
-
-def test_it_restores_a_folder_that_was_lost(base_model: Path, tmp_path: Path) -> None:
-    row = adapters.register(folders.write(tmp_path / "a"))
-    row.folder.rename(tmp_path / "gone")
-    adapters.register(tmp_path / "a")
-    assert (row.folder / "manifest.json").is_file()
-
-
-def test_it_leaves_nothing_of_a_refused_folder(settings: Settings, base_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(adapters.InvalidAdapter):
-        adapters.register(folders.write(tmp_path / "a", config_changes={"use_dora": True}))
-    assert list(settings.ADAPTERS_DIR.iterdir()) == []
-    assert not Adapter.objects.filter(is_base=False).exists()
-
-
-def test_it_refuses_another_chat_template(base_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(adapters.InvalidAdapter, match="chat template"):
-        adapters.register(folders.write(tmp_path / "a", manifest_changes={"chat_template_sha256": "d" * 64}))
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
-def test_it_resolves_aliases_and_names(good_adapter: Maker) -> None:
-    row = good_adapter(1)
-    base = adapters.base()
-    assert adapters.resolve("current") == adapters.resolve("base") == adapters.resolve(base.name) == base
-    adapters.publish(row)
-    assert adapters.resolve("current") == adapters.resolve(row.name) == adapters.current() == row
-
-
-def test_it_does_not_resolve_what_may_not_answer(adapter: Maker) -> None:
-    for name in ("nobody", adapter(1).name, ""):
-        with pytest.raises(adapters.UnknownModel):
-            adapters.resolve(name)
-
-
-def test_it_moves_an_alias_to_the_new_base(settings: Settings, good_adapter: Maker, base_model: Path) -> None:
-    adapters.publish(good_adapter(1))
-    (base_model / "alignapp-model.json").write_text('{"sha256": "' + "e" * 64 + '"}')
-    assert adapters.current().name == "base-eeeeee"
-    assert adapters.deployment().previous is None  # the old version can never answer again
-    assert adapters.deployment().generation == 3
-
-
-# --- publishing -------------------------------------------------------------------------------------------------------
 def test_it_publishes_with_a_self_test_and_an_event(good_adapter: Maker, engine: ScriptedEngine, ada: User) -> None:
     row = good_adapter(1)
     deployment = adapters.publish(row, actor=ada, reason="better")
@@ -125,7 +45,7 @@ def test_it_tests_a_version_once_in_its_life(good_adapter: Maker, engine: Script
     n_probed = len(engine.paths("/v1/completions"))
     adapters.rollback()
     adapters.publish(row)
-    assert len(engine.paths("/v1/completions")) == n_probed == 2 * folders.N_PROBES
+    assert len(engine.paths("/v1/completions")) == n_probed == 2
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, -1.0])
@@ -171,9 +91,55 @@ def test_it_moves_nothing_while_no_engine_answers(good_adapter: Maker, settings:
     assert adapters.current().is_base
 
 
-def test_it_publishes_on_the_engines_that_answer(good_adapter: Maker, settings: Settings) -> None:
+def test_it_moves_nothing_until_every_engine_has_the_version(good_adapter: Maker, settings: Settings) -> None:
+    row = good_adapter(1)
     settings.ENGINE_URLS = ["http://127.0.0.1:9", *settings.ENGINE_URLS]
-    assert adapters.publish(good_adapter(1)).generation == 2
+    with pytest.raises(adapters.NotServable, match=r"http://127\.0\.0\.1:9: does not answer"):
+        adapters.publish(row)
+    assert adapters.current().is_base
+    [event] = row.events.filter(kind="load failed")
+    assert (event.engine, event.reason) == ("http://127.0.0.1:9", "http://127.0.0.1:9: does not answer")
+
+
+def test_it_goes_on_without_an_engine_for_a_reason(good_adapter: Maker, settings: Settings) -> None:
+    row = good_adapter(1)
+    settings.ENGINE_URLS = ["http://127.0.0.1:9", *settings.ENGINE_URLS]
+    with pytest.raises(adapters.NotServable, match="Give a reason"):
+        adapters.publish(row, is_forced=True, reason=" ")
+    assert adapters.publish(row, is_forced=True, reason="The other one burns.").adapter == row
+    event = DeploymentEvent.objects.get(generation=2)
+    assert event.reason == "The other one burns. (without http://127.0.0.1:9: does not answer)"
+
+
+def test_it_counts_an_engine_that_cannot_answer_with_it_as_missing(
+    good_adapter: Maker, engine: ScriptedEngine, settings: Settings
+) -> None:
+    """It was loaded there, and the first request failed."""
+    row = good_adapter(1)
+    other = ScriptedEngine()
+    with running(other) as url:
+        settings.ENGINE_URLS = [*settings.ENGINE_URLS, url]
+        other.effects, other.unusable = engine.effects, {row.name}
+        with pytest.raises(adapters.NotServable, match=url):
+            adapters.publish(row)
+        assert adapters.current().is_base
+        other.unusable.clear()
+        assert adapters.publish(row).adapter == row
+
+
+def test_it_tests_a_version_on_every_engine(good_adapter: Maker, engine: ScriptedEngine, settings: Settings) -> None:
+    """One engine that applies it wrongly is enough to reject it."""
+    row = good_adapter(1)
+    other = ScriptedEngine()
+    with running(other) as url:
+        settings.ENGINE_URLS = [*settings.ENGINE_URLS, url]
+        other.effects, other.scale = engine.effects, 0.5
+        with pytest.raises(adapters.NotServable, match="does not do what it did"):
+            adapters.publish(row)
+        tested = row.events.filter(kind__startswith="self-test").values_list("engine", "kind")
+        assert dict(tested) == {engine.url: "self-test passed", url: "self-test failed"}
+    row.refresh_from_db()
+    assert row.status == Adapter.Status.REJECTED
 
 
 def test_it_rolls_back_and_forth(good_adapter: Maker, ada: User) -> None:
@@ -225,6 +191,70 @@ def test_it_gives_way_to_a_publication_during_its_own(good_adapter: Maker, engin
     assert history() == [(1, "base-bbbbbb"), (2, theirs.name)]
 
 
+def test_it_goes_back_with_one_question_and_one_short_request(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    """The version before is loaded and was tested: nothing but a look whether it is there, and a warm-up."""
+    first, second = good_adapter(1), good_adapter(2)
+    adapters.publish(first)
+    adapters.publish(second)
+    engine.requests.clear()
+    engine.n_questions = 0
+    assert adapters.rollback().adapter == first
+    assert [(path, body["model"]) for path, body in engine.requests] == [("/v1/chat/completions", first.name)]
+    assert engine.n_questions == 1
+    assert DeploymentEvent.objects.exclude(alias="").latest("generation").kind == "rolled back"
+
+
+def test_it_goes_back_without_an_engine_that_is_down(good_adapter: Maker, settings: Settings) -> None:
+    first, second = good_adapter(1), good_adapter(2)
+    adapters.publish(first)
+    adapters.publish(second)
+    settings.ENGINE_URLS = ["http://127.0.0.1:9", *settings.ENGINE_URLS]
+    assert adapters.rollback(reason="It rambles.").adapter == first
+    event = DeploymentEvent.objects.exclude(alias="").latest("generation")
+    assert event.reason == "It rambles. (without http://127.0.0.1:9: does not answer)"
+
+
+def test_it_moves_an_alias_with_few_queries_after_the_test(
+    good_adapter: Maker, engine: ScriptedEngine, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    """Each costs time between a passed self-test and the first answer."""
+    row = good_adapter(1)
+    adapters.publish(row)
+    adapters.rollback()
+    engine.requests.clear()
+    with django_assert_max_num_queries(20):
+        adapters.publish(row)
+    assert [path for path, _body in engine.requests] == ["/v1/chat/completions"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_goes_back_once_when_two_ask_at_once(good_adapter: Maker, engine: ScriptedEngine) -> None:
+    first, second = good_adapter(1), good_adapter(2)
+    adapters.publish(first)
+    adapters.publish(second)
+    engine.silence.clear()  # both wait with their warm-up, having seen the same generation
+    ends: list[str] = []
+
+    def roll_back() -> None:
+        try:
+            ends.append(adapters.rollback().adapter.name)
+        except adapters.AliasMoved:
+            ends.append("moved")
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=roll_back) for _i in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(engine.paths("/v1/chat/completions")) < 4:
+        time.sleep(0.01)
+    engine.silence.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(ends) == sorted([first.name, "moved"])
+    assert adapters.current() == first
+
+
 def test_it_says_when_there_is_nothing_to_roll_back_to(engine: ScriptedEngine) -> None:
     with pytest.raises(adapters.NothingToRollBack):
         adapters.rollback()
@@ -251,7 +281,7 @@ def test_it_gives_each_of_many_publications_its_own_generation(good_adapter: Mak
     for thread in threads:
         thread.join()
     assert failures == []
-    events = list(DeploymentEvent.objects.order_by("generation"))
+    events = list(DeploymentEvent.objects.exclude(alias="").order_by("generation"))
     assert [event.generation for event in events] == list(range(1, 8))
     # Each saw what was current when it moved the alias: the history is a chain.
     assert [event.previous for event in events[1:]] == [event.adapter for event in events[:-1]]

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
@@ -48,7 +49,7 @@ def test_it_shows_lists_and_rows_to_administrators_only(
 def test_it_lets_nobody_edit_rows_by_hand(admin_client: Client, good_adapter: Maker, model: str) -> None:
     adapters.publish(good_adapter(1))
     assert admin_client.get(reverse(f"admin:{model}_add")).status_code == 403
-    row = admin_client.get(reverse(f"admin:{model}_changelist")).context["cl"].queryset[0]
+    row = apps.get_model("serving", model.removeprefix("serving_"))._default_manager.all()[0]
     assert admin_client.post(reverse(f"admin:{model}_change", args=[row.pk]), {}).status_code == 403
     assert admin_client.post(reverse(f"admin:{model}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
 
@@ -58,10 +59,61 @@ def test_it_publishes_after_a_reason(admin_client: Client, admin_user: User, goo
     assert b"Reason" in admin_client.get(publish_url(row)).content
     assert b"Give a reason" in admin_client.post(publish_url(row), {"reason": " "}).content
     assert adapters.current().is_base
-    response = admin_client.post(publish_url(row), {"reason": "It is kinder."}, follow=True)
+    response = admin_client.post(publish_url(row), {"reason": "It is kinder.", "generation": "1"}, follow=True)
     assert row.name in said(response)
     event = DeploymentEvent.objects.get(generation=2)
     assert (event.adapter, event.actor, event.reason) == (row, admin_user, "It is kinder.")
+
+
+def test_it_publishes_under_another_alias_that_it_showed(
+    admin_client: Client, admin_user: User, good_adapter: Maker
+) -> None:
+    row = good_adapter(1)
+    page = admin_client.get(publish_url(row)).content.decode()
+    assert "In use: current. Another name makes a new alias." in page
+    assert 'name="shown" value="current"' in page
+    sent = {"alias": "beta", "reason": "For the testers.", "generation": "1"}
+    asked_again = admin_client.post(publish_url(row), sent | {"shown": "current"})
+    page = asked_again.content.decode()
+    assert "There is no alias “beta” yet." in page
+    assert 'name="shown" value="beta"' in page
+    assert "For the testers." in page
+    assert not Deployment.objects.filter(alias="beta").exists()
+    assert f"“beta” is now {row.name}." in said(
+        admin_client.post(publish_url(row), sent | {"shown": "beta"}, follow=True)
+    )
+    assert adapters.resolve("beta").adapter == row
+    assert adapters.current().is_base
+    event = DeploymentEvent.objects.get(alias="beta", generation=2)
+    assert (event.actor, event.reason) == (admin_user, "For the testers.")
+
+
+def test_it_publishes_under_an_alias_only_what_it_showed(admin_client: Client, good_adapter: Maker) -> None:
+    rows = [good_adapter(seed) for seed in (1, 2)]
+    adapters.publish(rows[0], alias="beta")
+    sent = {"alias": "beta", "reason": "It is kinder.", "shown": "beta"}
+    page = admin_client.post(publish_url(rows[1]), sent | {"shown": "current", "generation": "1"}).content.decode()
+    assert "Who asks “beta” is answered by it from now on." in page
+    assert 'name="generation" value="2"' in page
+    assert f"Answering now: {rows[0]}" in page
+    stale = admin_client.post(publish_url(rows[1]), sent | {"generation": "1"}, follow=True)
+    assert "moved meanwhile" in said(stale)
+    admin_client.post(publish_url(rows[1]), sent | {"generation": "2"})
+    assert adapters.resolve("beta").adapter == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("alias", "why"),
+    [("Be ta", "lower-case letters"), ("base", "a name of versions"), ("adapter-7", "a name of versions")],
+)
+def test_it_says_which_names_no_alias_can_have(admin_client: Client, good_adapter: Maker, alias: str, why: str) -> None:
+    row = good_adapter(1)
+    sent = {"alias": alias, "reason": "x", "generation": "1", "shown": "current"}
+    page = admin_client.post(publish_url(row), sent).content.decode()
+    assert why in page
+    assert 'name="shown" value="current"' in page
+    assert [found.alias for found in Deployment.objects.all()] == ["current"]
+    assert adapters.current().is_base
 
 
 def test_it_rolls_back_after_a_reason(admin_client: Client, good_adapter: Maker) -> None:
@@ -88,15 +140,14 @@ def test_it_says_why_nothing_was_published(
 ) -> None:
     engine.scale = 0
     row = good_adapter(1)
-    assert "does not do" in said(admin_client.post(publish_url(row), {"reason": "x"}, follow=True))
+    sent = {"reason": "x", "generation": "1"}
+    assert "does not do" in said(admin_client.post(publish_url(row), sent, follow=True))
     adapters.deployment()
-    assert "only one version" in said(
-        admin_client.post(roll_back_url(), {"reason": "x", "generation": "1"}, follow=True)
-    )
+    assert "only one version" in said(admin_client.post(roll_back_url(), sent, follow=True))
     engine.scale = 1
     other = good_adapter(2)
     settings.ENGINE_URLS = ["http://127.0.0.1:9"]
-    assert "starting" in said(admin_client.post(publish_url(other), {"reason": "x"}, follow=True))
+    assert "starting" in said(admin_client.post(publish_url(other), sent, follow=True))
 
 
 def test_it_is_closed_to_everybody_else(client: Client, eve: User, good_adapter: Maker) -> None:

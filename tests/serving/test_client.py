@@ -1,3 +1,4 @@
+import asyncio
 import json
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,10 @@ PARSED = ['{"a": "é—😀"}', "one\ntwo", "last"]
 
 
 async def collect(engine: Engine, **sampling: Any) -> list[Delta | Usage]:
-    return [piece async for piece in engine.stream_chat("base", MESSAGES, **sampling)]
+    """What a streamed chat says."""
+    body = json.dumps({"model": "base", "messages": MESSAGES, "stream": True, **sampling}).encode()
+    batches = engine.events("/v1/chat/completions", body)
+    return [piece async for batch in batches for data in batch for piece in client.pieces(data)]
 
 
 @settings(deadline=None)
@@ -117,6 +121,18 @@ def test_it_tells_an_engine_that_does_not_answer_in_time_from_one_that_is_down(
     assert not isinstance(caught.value, EngineSlow)
 
 
+async def test_it_waits_longer_for_a_whole_answer_than_between_two_events(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "GENERATING", httpx.Timeout(0.1))
+    engine.silence.clear()
+    body = json.dumps({"model": "base", "messages": MESSAGES}).encode()
+    answer = asyncio.create_task(engines()[0].ask("/v1/chat/completions", body))
+    await asyncio.sleep(0.5)
+    engine.silence.set()
+    assert b"Hello, world!" in await answer
+
+
 def test_it_lists_loads_and_unloads(engine: ScriptedEngine) -> None:
     [one] = engines()
     one.load("adapter-1-aaaaaa", "/somewhere")
@@ -128,7 +144,7 @@ def test_it_lists_loads_and_unloads(engine: ScriptedEngine) -> None:
 def test_it_reads_answers_and_prompt_logprobs(engine: ScriptedEngine) -> None:
     [result] = engines()[0].chat("base", MESSAGES, max_tokens=5)
     assert (result.text, result.finish_reason) == ("Hello, world!", "stop")
-    assert engines()[0].prompt_logprobs("base", [5, 6, 7]) == [-2.0, -2.0]
+    assert engines()[0].prompt_logprobs("base", [[5, 6, 7], [5, 6]]) == [[-2.0, -2.0], [-2.0]]
 
 
 def test_it_never_shows_the_token(engine: ScriptedEngine, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,3 +162,39 @@ def test_it_tokenizes_a_conversation_up_to_the_answer_or_as_a_whole(engine: Scri
     tokens = engines()[0].tokenize("base", whole, is_open=False)
     assert tokens[: len(prompt)] == prompt
     assert tokens[len(prompt) :] == [ord(character) for character in "Yes.\x03"]
+
+
+async def test_it_keeps_few_connections_where_many_streams_were(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, closed_connections: None
+) -> None:
+    monkeypatch.setattr(client, "POOL_SIZE", 2)
+    body = json.dumps({"model": "base", "messages": MESSAGES, "stream": True}).encode()
+    [one], path = engines(), "/v1/chat/completions"
+    engine.hold.clear()
+    streams = [one.events(path, body) for _ in range(7)]
+    for stream in streams:
+        await anext(stream)
+    pools = client._pools[asyncio.get_running_loop()]
+    assert [pool.n_used for pool in pools] == [2, 2, 2, 1]
+    for stream in streams:
+        await stream.aclose()
+    assert [pool.n_used for pool in pools] == [0]
+    before = engine.n_connections
+    for _ in range(3):
+        await one.ask(path, body.replace(b"true", b"false"))
+    assert engine.n_connections - before == 1
+
+
+def test_it_takes_a_proxys_page_for_no_answer(engine: ScriptedEngine) -> None:
+    engine.page = "Back in a minute."
+    (asked,) = engines()
+    for ask in (
+        asked.models,
+        asked.context,
+        lambda: asked.chat("base", []),
+        lambda: asked.tokenize("base", [], is_open=True),
+        lambda: asked.measure("base", []),
+        lambda: asked.prompt_logprobs("base", [[1, 2]]),
+    ):
+        with pytest.raises(EngineError, match="does not follow the protocol"):
+            ask()

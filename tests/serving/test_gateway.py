@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
-from django.db import connection
 from pytest_django import Settings
 
-from serving import adapters, chat, gateway, streams
-from serving.client import Delta, EngineError
+from serving import adapters, chat, database, gateway, streams, writing
+from serving.client import Delta, Engine, EngineError
 from serving.models import Adapter, Message
 from tests.serving.scripted import ScriptedEngine, running
 
@@ -26,18 +25,18 @@ def answer(engine: ScriptedEngine, ada: User) -> Message:
 
 
 async def written(answer: Message) -> list[str]:
-    claimed = await gateway.in_database(chat.claim, answer.pk)
+    claimed = await database.run(chat.claim, answer.pk)
     assert claimed is not None
-    texts = [text async for text in gateway.write(claimed)]
+    texts = [text async for text in writing.write(claimed)]
     await answer.arefresh_from_db()
     return texts
 
 
 async def read_until(answer: Message, condition: Callable[[str], bool]) -> None:
     """Reads a claimed answer up to a text, then leaves."""
-    claimed = await gateway.in_database(chat.claim, answer.pk)
+    claimed = await database.run(chat.claim, answer.pk)
     assert claimed is not None
-    async with aclosing(gateway.write(claimed)) as texts:
+    async with aclosing(writing.write(claimed)) as texts:
         async for text in texts:
             if condition(text):
                 break
@@ -52,11 +51,12 @@ async def test_it_writes_an_answer_to_its_end(answer: Message, engine: ScriptedE
     assert answer.usage["finish_reason"] == "stop"
 
 
-async def test_it_asks_as_the_message_says(answer: Message, engine: ScriptedEngine) -> None:
+async def test_it_asks_as_the_message_says(answer: Message, engine: ScriptedEngine, ada: User) -> None:
     await written(answer)
     [body] = engine.paths("/v1/chat/completions")
     assert body["messages"] == [{"role": "user", "content": "Hi"}]
     assert {key: body[key] for key in answer.sampling} == answer.sampling
+    assert engine.callers[-1] == f"person-{ada.pk}"
 
 
 async def test_it_stops_the_engine_when_the_reader_leaves(answer: Message, engine: ScriptedEngine) -> None:
@@ -70,11 +70,11 @@ async def test_it_records_the_end_when_it_is_cancelled(answer: Message, engine: 
     engine.hold.clear()
     seen = asyncio.Event()
 
-    claimed = await gateway.in_database(chat.claim, answer.pk)
+    claimed = await database.run(chat.claim, answer.pk)
     assert claimed is not None
 
     async def read() -> None:
-        async for _text in streams.paced(gateway.write(claimed)):
+        async for _text in streams.paced(writing.write(claimed)):
             seen.set()
 
     task = asyncio.create_task(read())
@@ -125,6 +125,23 @@ async def test_it_loads_the_version_on_an_engine_that_was_restarted(
     assert row.name in engine.adapters
 
 
+async def test_it_loads_a_version_again_that_was_pushed_out_meanwhile(
+    good_adapter: Maker, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, load, pushes = await sync_to_async(good_adapter)(1), adapters.ensure_loaded, [1, 2]
+
+    def loaded_and_pushed_out(adapter: Adapter) -> list[Engine]:
+        ready = load(adapter)
+        if pushes:
+            pushes.pop()
+            engine.adapters.clear()
+        return ready
+
+    monkeypatch.setattr(adapters, "ensure_loaded", loaded_and_pushed_out)
+    assert Delta("Hello") in [piece async for piece in gateway.deltas(row, [{"role": "user", "content": "Hi"}])]
+    assert not pushes
+
+
 async def test_it_does_not_serve_another_version_instead(
     good_adapter: Maker, engine: ScriptedEngine, ada: User
 ) -> None:
@@ -146,10 +163,10 @@ async def test_it_finishes_on_the_version_that_it_began_with(
     engine.scripts = {old.name: ["old "] * 20, new.name: ["new "] * 20}
     answer = await sync_to_async(lambda: chat.start(ada, "Hi").children.get())()
     engine.hold.clear()
-    claimed = await gateway.in_database(chat.claim, answer.pk)
+    claimed = await database.run(chat.claim, answer.pk)
     assert claimed is not None
     texts: list[str] = []
-    async with aclosing(gateway.write(claimed)) as running_answer:
+    async with aclosing(writing.write(claimed)) as running_answer:
         async for text in running_answer:
             texts.append(text)
             if len(texts) == 1:
@@ -159,19 +176,6 @@ async def test_it_finishes_on_the_version_that_it_began_with(
     assert (answer.content, answer.adapter_id) == ("old " * 20, old.pk)
     again = await sync_to_async(lambda: chat.start(ada, "Hi").children.get())()
     assert (await written(again))[-1] == "new " * 20
-
-
-async def test_it_holds_no_database_connection_while_tokens_flow(answer: Message, engine: ScriptedEngine) -> None:
-    engine.hold.clear()
-    is_open: list[bool] = []
-
-    claimed = await gateway.in_database(chat.claim, answer.pk)
-    assert claimed is not None
-    async with aclosing(gateway.write(claimed)) as texts:
-        async for _text in texts:
-            is_open.append(await sync_to_async(lambda: connection.connection is not None)())
-            break
-    assert is_open == [False]
 
 
 # --- server-sent events -----------------------------------------------------------------------------------------------
@@ -194,7 +198,7 @@ async def test_it_sends_growing_html_and_the_end(answer: Message, engine: Script
 
 
 async def test_it_sends_only_the_end_of_what_somebody_else_writes(answer: Message) -> None:
-    await gateway.in_database(chat.claim, answer.pk)
+    await database.run(chat.claim, answer.pk)
     assert parsed([event async for event in streams.events(answer.pk, end)]) == [("end", {"status": "streaming"})]
 
 
@@ -234,6 +238,20 @@ async def test_it_never_misses_that_a_reader_left() -> None:
         assert len(closed) == n_ticks + 1
 
 
+async def test_it_ends_as_soon_as_the_text_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PING_SECONDS", 60)
+    monkeypatch.setattr(streams, "MAX_SNAPSHOT_SECONDS", 0.01)
+
+    async def texts() -> AsyncGenerator[str, None]:
+        try:
+            yield "one"
+        finally:
+            await asyncio.sleep(0.2)  # a connection that closes slowly
+
+    async with asyncio.timeout(20):
+        assert [text async for text in streams.paced(texts())] == ["one"]
+
+
 async def test_it_raises_what_goes_wrong_in_the_text() -> None:
     async def texts() -> AsyncGenerator[str, None]:
         yield "one"
@@ -250,6 +268,7 @@ async def test_it_answers_again_after_the_engine_was_restarted(
     row = await sync_to_async(good_adapter)(1)
     await sync_to_async(adapters.publish)(row)
     fresh = ScriptedEngine()
+    fresh.effects = engine.effects
     with running(fresh) as url:  # the same address book entry, a process without adapters
         settings.ENGINE_URLS = [url]
         await sync_to_async(adapters.reconcile)()

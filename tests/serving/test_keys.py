@@ -1,14 +1,18 @@
 """API keys: what is stored, who gets in by them, and their page."""
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
-from serving import keys
+from serving import adapters, keys, requests
+from serving.client import Usage
 from serving.models import ApiKey
 
 pytestmark = pytest.mark.django_db
@@ -113,6 +117,13 @@ def test_it_shows_a_new_key_once(client: Client, ada: User) -> None:
     assert "no-store" in again["Cache-Control"]
 
 
+@pytest.mark.parametrize("prefix", ["", "/align"])
+def test_it_says_where_programs_find_the_models(client: Client, ada: User, prefix: str) -> None:
+    client.force_login(ada)
+    page = client.get(reverse("api_keys"), SCRIPT_NAME=prefix).content.decode()
+    assert f"<code>http://testserver{prefix}/v1</code>" in page
+
+
 def test_it_says_what_is_missing_in_the_form(client: Client, ada: User) -> None:
     client.force_login(ada)
     page = client.post(reverse("api_keys"), {"name": "x", "days": "30"}).content.decode()
@@ -167,3 +178,34 @@ def test_it_shows_administrators_who_has_keys(client: Client, ada: User) -> None
     page = client.get(reverse("admin:serving_apikey_changelist")).content.decode()
     assert "hers" in page
     assert client.get(reverse("admin:serving_apikey_add")).status_code == 403
+
+
+def test_it_keeps_the_limits_of_a_key_that_is_replaced(ada: User) -> None:
+    key, _text = keys.create(ada, "import", ["chat"], NOW)
+    keys.set_limits(key, requests=5, tokens=0, concurrent=None)
+    key.refresh_from_db()
+    made, _text = keys.rotate(key, NOW)
+    made.refresh_from_db()
+    assert (made.requests_per_minute, made.tokens_per_minute, made.max_concurrent) == (5, 0, None)
+
+
+def test_it_asks_the_database_only_about_what_looks_like_a_key(
+    ada: User, django_assert_num_queries: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    _key, text = keys.create(ada, "import", ["chat"], NOW)
+    for shown, n_queries in ((text, 1), (f"{keys.MARK}unknown", 1), ("sk-else", 0), ("", 0)):
+        with django_assert_num_queries(n_queries):
+            assert (keys.look_up(shown, NOW) is not None) == (shown == text)
+
+
+def test_it_shows_limits_and_todays_use_on_the_page(client: Client, ada: User, engine: object) -> None:
+    key, _text = keys.create(ada, "program", ["chat"], timezone.now())
+    keys.set_limits(key, requests=1_234, tokens=0, concurrent=3)
+    for at in (timezone.now(), timezone.now() - timedelta(days=2)):
+        served = requests.Served("completions", adapters.base(), key_id=key.pk, at=at, usage=Usage(1_000, 500))
+        requests.record(served)
+    client.force_login(ada)
+    page = " ".join(client.get(reverse("api_keys")).content.decode().split())
+    assert (
+        "Today 1 request to models, 1,500 tokens. At most 1,234 requests a minute. At most 3 answered at once." in page
+    )

@@ -162,6 +162,11 @@ def test_it_leaves_code_of_unknown_languages_plain() -> None:
     assert to_html("```brainfudge\na < b\n```") == "<pre><code>a &lt; b\n</code></pre>\n"
 
 
+def test_it_names_only_languages_that_it_knows() -> None:
+    assert to_html("```Python title\nx\n```").startswith('<pre data-language="python"><code>')
+    assert "data-language" not in to_html('```"><script>\nx\n```') + to_html("    indented")
+
+
 @pytest.mark.parametrize("text", ["$a^2$", r"\(a^2\)", "$$a^2$$", "$$\na^2\n$$", r"\[a^2\]"])
 def test_it_renders_math(text: str) -> None:
     html = to_html(text)

@@ -11,19 +11,28 @@ from django.test import AsyncClient, Client
 from django.urls import reverse
 
 from serving import adapters, chat, urls
-from serving.models import Adapter, Conversation, Message
+from serving.models import Adapter, Conversation, Deployment, Message
 from tests.serving.scripted import ScriptedEngine
 
 pytestmark = pytest.mark.django_db
 Maker = Callable[[int], Adapter]
 
 POSTED = {
-    "chat_start", "message_create", "conversation_rename", "conversation_delete", "message_regenerate", "message_rate",
-    "comparison_choose",
+    "chat_start", "chat_settings", "message_create", "conversation_rename", "conversation_delete",
+    "conversation_settings", "message_regenerate", "message_challenge", "message_continue", "message_rate",
+    "message_version_stream", "comparison_choose", "message_stop", "message_go_on",
 }  # fmt: skip
-OF_CONVERSATIONS = {"conversation", "message_create", "conversation_rename", "conversation_delete"}
-OF_ANSWERS = {"message", "message_stream", "message_regenerate", "message_rate", "comparison_choose"}
-OPEN_TO_ALL_USERS = {"chat", "chat_start", "chat_current"}
+OF_CONVERSATIONS = {
+    "conversation", "message_create", "conversation_rename", "conversation_delete", "conversation_settings",
+    "conversation_json", "conversation_markdown",
+}  # fmt: skip
+OF_ANSWERS = {
+    "message", "message_stream", "message_regenerate", "message_challenge", "message_continue", "message_rate",
+    "message_versions", "message_version_stream", "comparison_choose", "message_stop", "message_go_on",
+}  # fmt: skip
+OPEN_TO_ALL_USERS = {
+    "chat", "chat_start", "chat_current", "chat_versions", "chat_context", "chat_settings", "conversations",
+}  # fmt: skip
 NAMES = sorted(str(page.name) for page in urls.urlpatterns if str(page.pattern).startswith("chat/"))
 
 
@@ -49,6 +58,8 @@ def page(client: Client, ada: User) -> Client:
 def address(name: str, question: Message) -> str:
     if name in OF_CONVERSATIONS:
         return reverse(name, args=[question.conversation_id])
+    if name == "message_version_stream":
+        return reverse(name, args=[question.children.all()[0].pk, adapters.base().pk])
     if name in OF_ANSWERS:
         return reverse(name, args=[question.pk if name == "comparison_choose" else question.children.all()[0].pk])
     return reverse(name)
@@ -142,7 +153,8 @@ def test_it_starts_and_continues_a_conversation(page: Client, engine: ScriptedEn
 @pytest.mark.parametrize(
     "body",
     [{}, [], "x", {"content": 7}, {"content": ""}, {"content": "x", "versions": "base"}, {"content": "x", "versions": [1]},
-     {"content": "x", "versions": ["base", "base"]}, {"content": "x" * 20_000}],
+     {"content": "x", "versions": ["base", "base"]}, {"content": "x" * 20_000}, {"content": "x", "settings": [1]},
+     {"content": "x", "settings": {"temperature": 3}}],
 )  # fmt: skip
 def test_it_says_what_is_wrong_with_a_question(page: Client, engine: ScriptedEngine, body: Any) -> None:
     response = post(page, reverse("chat_start"), body)
@@ -155,6 +167,12 @@ def test_it_says_when_a_version_is_unknown(page: Client, engine: ScriptedEngine)
     response = post(page, reverse("chat_start"), {"content": "x", "versions": ["base", "adapter-9-ffffff"]})
     assert response.status_code == 404
     assert "adapter-9-ffffff" in response.json()["error"]["message"]
+
+
+def test_it_refuses_half_a_character(page: Client, engine: ScriptedEngine) -> None:
+    for body in ('{"content": "\\ud800"}', '{"\\udfff": [{"a": "x"}], "content": "Hi"}'):
+        assert page.post(reverse("chat_start"), body, content_type="application/json").status_code == 400
+    assert post(page, reverse("chat_start"), {"content": "😀"}).status_code == 201
 
 
 def test_it_refuses_what_is_no_json(page: Client, engine: ScriptedEngine) -> None:
@@ -188,12 +206,13 @@ def test_it_keeps_a_rating(page: Client, answer: Message) -> None:
     assert answer.rating == 1
 
 
-def test_it_renames_and_deletes(page: Client, question: Message) -> None:
-    pk = question.conversation_id
-    assert post(page, reverse("conversation_rename", args=[pk]), {"title": "New"}).json() == {"title": "New"}
-    assert post(page, reverse("conversation_rename", args=[pk]), {"title": " "}).status_code == 400
-    assert page.post(reverse("conversation_delete", args=[pk])).headers["Location"] == reverse("chat")
-    assert not Message.objects.exists()
+def test_it_offers_thumbs_on_complete_answers_only(page: Client, answer: Message) -> None:
+    part = chat.regenerate(answer)
+    chat.finish(part.pk, Message.Status.STOPPED, "Half of", {})
+    assert post(page, reverse("message_rate", args=[part.pk]), {"rating": 1}).status_code == 400
+    for row, n_thumbs in ((answer, 2), (part, 0)):
+        html = page.get(reverse("message", args=[row.pk])).json()["html"]
+        assert html.count("data-rate=") == n_thumbs
 
 
 def test_it_says_which_version_is_current(page: Client, good_adapter: Maker) -> None:
@@ -201,6 +220,18 @@ def test_it_says_which_version_is_current(page: Client, good_adapter: Maker) -> 
     row = good_adapter(1)
     adapters.publish(row)
     assert page.get(reverse("chat_current")).json()["name"] == row.name
+
+
+def test_it_offers_what_was_published_since(page: Client, good_adapter: Maker) -> None:
+    before = page.get(reverse("chat_versions")).json()["html"]
+    row = good_adapter(1)
+    adapters.publish(row)
+    html = page.get(reverse("chat_versions")).json()["html"]
+    assert row.name not in before
+    assert html.count(f'value="{row.name}"') == 3  # to pick, and to compare
+    assert f'<option value="{row.name}" selected>{row.name} · current</option>' in html
+    assert '<option value="base-bbbbbb" selected>base</option>' in html
+    assert html in page.get(reverse("chat")).content.decode()  # as the page has it
 
 
 def test_it_tells_no_version_before_the_choice(page: Client, good_adapter: Maker) -> None:
@@ -217,10 +248,38 @@ def test_it_tells_no_version_before_the_choice(page: Client, good_adapter: Maker
         assert "tokens/s" not in html
     assert 'data-choice="left"' in shown["html"]
     url = reverse("comparison_choose", args=[question.pk])
-    assert post(page, url, {"choice": "nonsense"}).status_code == 400
-    revealed = post(page, url, {"choice": "left"}).json()["html"]
+    key = question.comparison["client_key"]
+    for refused in ({"choice": "nonsense", "client_key": key}, {"choice": "left"}):
+        assert post(page, url, refused).status_code == 400
+    revealed = post(page, url, {"choice": "left", "client_key": key, "is_stored": True}).json()["html"]
     assert row.name in revealed
     assert "your choice" in revealed
+    assert "Not saved as a judgment." not in revealed
+
+
+def test_it_says_when_a_choice_became_no_judgment(page: Client, good_adapter: Maker) -> None:
+    adapters.publish(good_adapter(1))
+    post(page, reverse("chat_start"), {"content": "Hi", "versions": ["current", "base"]})
+    question = Message.objects.get(role="user")
+    for answer in question.children.all():
+        chat.finish(answer.pk, Message.Status.COMPLETE, "words", {})
+    body = {"choice": "right", "client_key": question.comparison["client_key"]}
+    revealed = post(page, reverse("comparison_choose", args=[question.pk]), body).json()["html"]
+    assert "your choice" in revealed
+    assert "Not saved as a judgment." in revealed
+
+
+def test_it_tells_neither_age_nor_failure_before_the_choice(page: Client, good_adapter: Maker) -> None:
+    row = good_adapter(1)
+    adapters.publish(row)
+    post(page, reverse("chat_start"), {"content": "Hi", "versions": [row.name, "base"]})
+    question = Message.objects.get(role="user")
+    for answer in question.children.all():
+        chat.finish(answer.pk, Message.Status.FAILED, "", {}, f"{answer.adapter} is not loaded")
+    html = page.get(reverse("message", args=[question.pk])).json()["html"]
+    assert f'data-shown="{question.pk}"' in html
+    assert row.name not in html
+    assert "This answer could not be written to its end." in html
 
 
 def test_it_offers_no_judgment_of_an_incomplete_pair(page: Client, good_adapter: Maker) -> None:
@@ -232,6 +291,20 @@ def test_it_offers_no_judgment_of_an_incomplete_pair(page: Client, good_adapter:
     html = page.get(reverse("message", args=[question.pk])).json()["html"]
     assert 'data-choice="none"' in html
     assert 'data-choice="left"' not in html
+
+
+def test_it_goes_on_with_an_answer_whose_reader_comes_back(page: Client, question: Message) -> None:
+    answer = chat.ask(question.conversation, "And then?", question.children.get().pk).children.get()
+    chat.finish(answer.pk, Message.Status.STOPPED, "Half of", {})
+    url = reverse("message_go_on", args=[answer.pk])
+    here = reverse("conversation", args=[question.conversation_id])
+    assert page.get(here).content.decode().count(f'data-go-on="{url}"') == 1
+    html = page.post(url).json()["html"]
+    assert 'data-status="pending"' in html
+    assert reverse("message_stream", args=[answer.pk]) in html
+    assert "data-go-on" not in html
+    chat.stop(answer)
+    assert "data-go-on" not in page.get(here).content.decode()
 
 
 # --- streaming --------------------------------------------------------------------------------------------------------
@@ -256,3 +329,15 @@ def test_it_lets_each_text_choose_its_direction(page: Client, question: Message)
     for start in ('<div class="prose"', '<div class="question"', '<h1 class="truncate" id="chat-title"', "<textarea"):
         assert 'dir="auto"' in content.split(start, 1)[1].split(">", 1)[0]
     assert 'dir="auto" href="' + reverse("conversation", args=[question.conversation_id]) in content
+
+
+def test_it_names_the_version_on_trial_where_it_answers(page: Client, question: Message, good_adapter: Maker) -> None:
+    canary = good_adapter(1)
+    Adapter.objects.filter(pk=canary.pk).update(status=Adapter.Status.READY)
+    Deployment.objects.update_or_create(alias="current", defaults={"canary": canary, "canary_share": 1.0})
+    here = {"in": str(question.conversation_id)}
+    assert page.get(reverse("chat_current"), here).json()["name"] == canary.name
+    assert page.get(reverse("chat_current")).json()["is_base"] is True
+    html = page.get(reverse("conversation", args=[question.conversation_id])).content.decode()
+    assert f'data-name="{canary.name}"' in html
+    assert "on trial for 100 %" in html
