@@ -31,7 +31,7 @@ from labeling.models import (
     Prompt,
     Statistics,
 )
-from serving.admin import ReadOnlyAdmin
+from serving.deployment_admin import ReadOnlyAdmin
 
 admin.site.unregister(User)
 admin.site.unregister(Group)

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from labeling import choices, judgments, pairs, prompts, responses, texts
 from labeling.errors import Invalid, Refused
 from labeling.models import Campaign, Comparison, Judgment, Preferences, Purpose, Response
-from serving.chat import history
+from serving.branches import history
 from serving.models import Message
 
 SCALE = Campaign(scale=Campaign.Scale.THREE)  # what chat offers, whatever somebody sets for the campaign
@@ -148,6 +148,8 @@ def _pair(user: User, message_ids: Sequence[uuid.UUID]) -> list[Message]:
     first, second = answers
     if first.parent_id is None or first.parent_id != second.parent_id:
         raise Invalid(_("The two answers must answer the same question."))
+    if first.system_prompt != second.system_prompt:
+        raise Invalid(_("The two answers were given with different system prompts, so they cannot be compared."))
     return answers
 
 

@@ -96,6 +96,11 @@ export function toast(message, { kind = "", link = null, seconds = kind === "err
   return element;
 }
 
+/** What went wrong is tried again: nothing is to be said of it any more. */
+export function forgetErrors() {
+  for (const shown of toasts.querySelectorAll(".toast-error")) shown.remove();
+}
+
 function dismissButton(element) {
   const button = document.createElement("button");
   button.type = "button";

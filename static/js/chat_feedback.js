@@ -1,7 +1,8 @@
 // What people say of answers goes to labeling as judgments, once they agreed to that; without it, nothing leaves the chat.
 import { ApiError, getJSON, postJSON, request, showError, toast } from "./api.js";
+import { chat, words } from "./chat_page.js";
+import { newKey } from "./outbox.js";
 
-const chat = document.getElementById("chat");
 const toggle = document.getElementById("consent");
 const dialog = document.getElementById("consent-dialog");
 const VERDICTS = { 1: "good", "-1": "bad", 0: "none" };
@@ -12,14 +13,14 @@ let wasAsked = false; // on this page: whoever said no is not asked at every thu
 export async function storeRating(message, rating) {
   if (rating !== 0 && !(await mayStore())) return;
   if (rating === 0 && !(await knownConsent())) return;
-  await postJSON(chat.dataset.ratingUrl, { message, client_key: crypto.randomUUID(), verdict: VERDICTS[rating] });
-  if (rating !== 0) toast(chat.dataset.saved, { kind: "ok" });
+  await postJSON(chat.dataset.ratingUrl, { message, client_key: newKey(), verdict: VERDICTS[rating] });
+  if (rating !== 0) toast(words.saved, { kind: "ok" });
 }
 
 /** Stores a choice between two answers. True when it was stored; false when it was not, and why is said. */
 export async function storeChoice(body) {
   if (!(await mayStore())) {
-    toast(chat.dataset.notStored);
+    toast(words.notStored);
     return false;
   }
   try {
@@ -29,7 +30,7 @@ export async function storeChoice(body) {
     showError(error);
     return false;
   }
-  toast(chat.dataset.saved, { kind: "ok" });
+  toast(words.saved, { kind: "ok" });
   return true;
 }
 
@@ -72,7 +73,7 @@ toggle.addEventListener("click", async () => {
   try {
     const { retracted } = await setConsent(!hasConsent);
     wasAsked = false;
-    toast(hasConsent ? chat.dataset.consentGiven : chat.dataset.consentWithdrawn.replace("%s", String(retracted)));
+    toast(hasConsent ? words.consentGiven : words.consentWithdrawn.replace("%s", String(retracted)));
   } catch (error) {
     showError(error);
   }

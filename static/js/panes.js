@@ -19,7 +19,15 @@ let isDiff = false; // off at first, then for as long as the page is open
 const motion = () => (isStill.matches ? "instant" : "smooth");
 export const nameOf = (place) => (responses.length > 2 ? "ABCD"[place] : String(place + 1));
 export const shownPanes = () => all.slice(0, responses.length);
-export const areAllSeen = () => seen.size === responses.length;
+const isInView = ({ top, bottom }) => bottom > 0 && top < innerHeight;
+
+/** Also of what came into view just now: the observer tells with the next frame, which a window that was behind another
+ * may have to wait for. */
+export function areAllSeen() {
+  for (const place of responses.keys()) if (isInView(all[place].firstElementChild.getBoundingClientRect())) seen.add(place);
+  return seen.size === responses.length;
+}
+
 export const paneAt = (place) => all[place];
 
 /** Only for HTML that our server rendered and sanitised; everything else is text. */

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.site import Site
 from tests.browser.screens import Screens
+
+expect.set_options(timeout=20_000)  # a machine that builds beside its tests takes its time; what holds is seen at once
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,11 @@ KEPT = {**{tag: sorted(names) for tag, names in ATTRIBUTES.items()}, "a": ["href
 # What a hostile text can do to a page, as the page's own objects tell it. Receives KEPT.
 INSPECT = """(kept) => {
   const all = [...document.querySelectorAll("*")];
-  const foreign = [...document.querySelectorAll(".prose *")];
+  const isOurButton = (element) => element.matches("pre > button.copy-code") && element.textContent === "Copy";
+  const foreign = [...document.querySelectorAll(".prose *")].filter((element) => !isOurButton(element));
+  // What chat_prose.js adds: the levels of headings below the page's own, and a stop for keys at what scrolls.
+  const isAdded = (e, name) => (name === "tabindex" && e.matches("pre > code, table, math") && e.tabIndex === 0) ||
+    (name === "aria-level" && e.matches("h1, h2, h3, h4, h5, h6") && e.ariaLevel === String(Math.min(Number(e.localName[1]) + 3, 6)));
   const ids = all.map((element) => element.id).filter(Boolean);
   const isOurs = (address) => !address || new URL(address, location.href).origin === location.origin;
   const methods = ["getElementById", "querySelector", "createElement", "addEventListener"];
@@ -37,7 +41,7 @@ INSPECT = """(kept) => {
     ...all.filter((element) => element.matches("iframe, object, embed, base, meta[http-equiv]")).map((e) => e.outerHTML),
     ...all.filter((e) => !isOurs(e.src) || (e.tagName === "LINK" && !isOurs(e.href))).map((e) => e.outerHTML),
     ...foreign.flatMap((e) => e.getAttributeNames()
-      .filter((name) => !(kept[e.localName] ?? []).includes(name)).map((name) => `${e.localName} ${name}`)),
+      .filter((name) => !(kept[e.localName] ?? []).includes(name) && !isAdded(e, name)).map((name) => `${e.localName} ${name}`)),
     ...foreign.filter((e) => e.localName === "a" && e.hasAttribute("href") && !/^(https?:\\/\\/|mailto:)/i.test(e.href))
       .map((e) => e.outerHTML),
     ...foreign.filter((e) => e.matches("script, style, svg, img, form, input, button, dialog, template"))

@@ -40,7 +40,7 @@ class Screens:
 
     def window(self, user, **options) -> Page:
         context = self.browser.new_context(base_url=self.address, **{**DESKTOP, "locale": "en", **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         self.contexts.append(context)
         if user is not None:
             log_in(context, self.address, user)
@@ -63,7 +63,10 @@ class Screens:
             self.errors.append(text)
 
     def open(self, user, *, is_ready: bool = True, **options) -> Page:
-        page = self.window(user, **options)
+        return self.show(self.window(user, **options), is_ready=is_ready)
+
+    def show(self, page: Page, *, is_ready: bool = True) -> Page:
+        """In a window whose requests are intercepted: what is asked right after `route` may slip through."""
         page.goto("/campaigns/cats/label/")
         if is_ready:
             wait_until_ready(page)
@@ -73,7 +76,7 @@ class Screens:
         """Lets what is under way end, and nothing new begin: the database is emptied next."""
         for context in self.contexts:
             context.route("**/api/**", lambda route: route.abort())
-        for _ in range(100):
+        for _ in range(400):
             if self.underway and self.contexts[0].pages:
                 self.contexts[0].pages[0].wait_for_timeout(20)
         for context in self.contexts:
@@ -109,7 +112,7 @@ def press(page: Page, *keys: str) -> list[str]:
 
 def settle(page: Page, n: int) -> list[Judgment]:
     """Waits until `n` judgments are in force; returns them, oldest first."""
-    for _ in range(100):
+    for _ in range(400):
         rows = list(judgments.in_force().order_by("id"))
         if len(rows) == n:
             return rows

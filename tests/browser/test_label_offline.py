@@ -44,7 +44,7 @@ def test_it_keeps_judgments_over_a_lost_network_and_a_reload_and_sends_them_once
 
 
 def test_it_sends_once_when_only_the_answer_was_lost(screens: Screens) -> None:
-    page = screens.open(_anna())
+    page = screens.window(_anna())
     lost: list[int] = []
 
     def lose_the_first_answer(route: Route) -> None:
@@ -55,6 +55,7 @@ def test_it_sends_once_when_only_the_answer_was_lost(screens: Screens) -> None:
             route.abort("internetdisconnected")
 
     page.route("**/api/judgments/", lose_the_first_answer)
+    screens.show(page)
     page.keyboard.press("5")
     expect(page.locator("#status")).to_contain_text("everything is saved")
     assert lost == [201]
@@ -126,7 +127,7 @@ def test_it_moves_on_when_a_pair_is_somebody_elses_by_now(screens: Screens) -> N
 
 
 def test_it_takes_back_a_judgment_that_arrived_though_its_answer_was_lost(screens: Screens) -> None:
-    page = screens.open(_anna())
+    page = screens.window(_anna())
     lost: list[int] = []
 
     def lose_the_answer(route: Route) -> None:
@@ -134,6 +135,7 @@ def test_it_takes_back_a_judgment_that_arrived_though_its_answer_was_lost(screen
         route.abort("internetdisconnected")
 
     page.route("**/api/judgments/", lose_the_answer, times=1)
+    screens.show(page)
     press(page, "5")
     expect(page.locator("#note")).to_contain_text("No connection")
     assert lost == [201]

@@ -309,7 +309,7 @@ def test_it_says_when_all_is_done_and_shows_what_comes_then(screens: Screens) ->
     page.keyboard.press("6")
     expect(page.get_by_role("heading", name="The model is writing the next responses")).to_be_visible()
     Campaign.objects.get().prompts.update(candidates_state="done")
-    expect(page.get_by_role("heading", name="That was the last one")).to_be_visible(timeout=10_000)
+    expect(page.get_by_role("heading", name="That was the last one")).to_be_visible()
     page.keyboard.press("Enter")
     page.keyboard.press("1")
     expect(page.get_by_role("heading", name="That was the last one")).to_be_visible()

@@ -92,8 +92,10 @@ def ask(page: Page, site: Site, shots: Path, version: str) -> None:
     page.get_by_label("Your message").fill("Give me three short tips for a good night of sleep.")
     page.keyboard.press("Enter")
     answer = page.locator("#thread article").last
-    expect(answer.get_by_text("tokens/s")).to_be_visible(timeout=90_000)
-    expect(answer.get_by_text(version)).to_be_visible()
+    expect(answer).to_have_attribute("data-status", "complete", timeout=90_000)
+    expect(answer.get_by_title(version)).to_be_visible()
+    answer.get_by_role("button", name="Details").click()
+    expect(answer.get_by_text("tokens/s")).to_be_visible()
     shoot(page, shots, "chat")
     [(status, name, content)] = site.rows(
         "SELECT m.status, a.name, m.content FROM serving_message m JOIN serving_adapter a ON a.id = m.adapter_id "

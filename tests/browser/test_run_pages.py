@@ -90,7 +90,7 @@ def window(browser: Browser) -> Iterator[Any]:
 
     def open_at(address: str, **options: Any) -> Page:
         context = browser.new_context(base_url=address, **{"viewport": DESKTOP, "locale": "en", **options})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(30_000)
         opened.append(context)
         user = User.objects.filter(is_superuser=True).first()
         log_in(context, address, user or User.objects.create_superuser("root", "root@example.com", "a password"))

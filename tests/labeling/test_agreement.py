@@ -9,6 +9,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from labeling import agreement
 
+pytestmark = pytest.mark.slow  # many simulations
+
 SEEDS = st.integers(0, 2**32 - 1)
 FEW_RESAMPLES = 20
 

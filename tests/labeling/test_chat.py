@@ -84,6 +84,13 @@ def test_it_leaves_out_turns_without_words(client, anna, answers):
     ]
 
 
+def test_it_keeps_what_the_versions_were_told_beforehand(client, anna, answers):
+    Message.objects.filter(pk__in=[answer.pk for answer in answers]).update(system_prompt="Be brief.")
+    client.force_login(anna)
+    assert _choose(client, answers).status_code == 201
+    assert Prompt.objects.get().messages[0] == {"role": "system", "content": "Be brief."}
+
+
 def test_it_stores_a_retry_once(client, anna, answers):
     client.force_login(anna)
     key = uuid.uuid4()
@@ -119,6 +126,10 @@ def _forget(answers):
     Message.objects.filter(pk=answers[0].pk).update(adapter=None)
 
 
+def _tell_otherwise(answers):
+    Message.objects.filter(pk=answers[0].pk).update(system_prompt="Answer in French.")
+
+
 def _give_away(answers):
     Conversation.objects.update(owner=make.person("ben"))
 
@@ -128,6 +139,7 @@ def _give_away(answers):
     (_move, "the same question"),
     (_repeat, "nothing to compare"),
     (_forget, "not known which version"),
+    (_tell_otherwise, "different system prompts"),
     (_give_away, "no answer of your own conversation"),
 ])  # fmt: skip
 def test_it_refuses_and_leaves_nothing_behind(client, anna, answers, spoil, why):

@@ -7,6 +7,8 @@ from sklearn.linear_model import LogisticRegression
 
 from labeling import davidson
 
+pytestmark = pytest.mark.slow  # many simulations
+
 
 def draw(rng: np.random.Generator, design: np.ndarray, beta: np.ndarray, tie: float = -0.3) -> np.ndarray:
     eta = design @ beta

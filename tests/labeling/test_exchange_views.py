@@ -9,6 +9,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connections
 from django.http import HttpResponseBase
 from django.test import AsyncClient, Client
 from django.urls import reverse
@@ -197,6 +198,7 @@ async def test_it_streams_the_file(async_client: AsyncClient, format):
     content = await body(answer)
     assert b"import-" in content or format == "parquet"
     assert format != "parquet" or content.endswith(b"PAR1")
+    await sync_to_async(connections.close_all)()
 
 
 def test_it_shows_what_can_be_exported(client, manager, campaign):

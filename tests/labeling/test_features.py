@@ -3,6 +3,8 @@ import pytest
 
 from labeling import features
 
+pytestmark = pytest.mark.slow  # many simulations
+
 SEA = ["The sea is deep and the ships sail on it.", "Ships sail on the deep sea.", "A ship sails, the sea is deep."]
 CODE = ["def add(a, b): return a + b", "def sub(a, b):\n    return a - b", "lambda a, b: a + b  # add"]
 

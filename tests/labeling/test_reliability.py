@@ -12,6 +12,8 @@ from benchmarks.annotators import simulate
 from labeling import reliability
 from labeling.reliability import Votes
 
+pytestmark = pytest.mark.slow  # many simulations
+
 SEEDS = range(12)
 
 

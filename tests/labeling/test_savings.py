@@ -6,6 +6,8 @@ from labeling.models import Comparison
 from labeling.savings import Arm, Saving
 from tests.labeling import make
 
+pytestmark = pytest.mark.slow  # many simulations
+
 D = 6
 THETA = np.array([1.5, -1.0, 1.0, 0.7, -0.7, 0.5])
 SEEDS = range(8)

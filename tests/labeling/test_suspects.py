@@ -10,6 +10,8 @@ from labeling import reliability, suspects
 from labeling.reliability import Votes
 from labeling.suspects import Kind, Suspect
 
+pytestmark = pytest.mark.slow  # many simulations
+
 PLANTED = {0: "random", 1: "always_left", 2: "inverted"}
 
 

@@ -1,119 +1,23 @@
-"""The chat page in Chromium, against a model server that says what the test wants: every control once."""
+"""The chat page in Chromium: every control once."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
-import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from benchmarks.site import REPOSITORY, free_port
-from tests.serving import folders
-from tests.serving.scripted import TOKEN, ScriptedEngine, running
+from tests.browser.chat.conftest import OTHER
+from tests.browser.chat.talking import ask, complete
+from tests.serving.scripted import ScriptedEngine
 
 pytestmark = [pytest.mark.browser]
 
-PASSWORD = "a long enough password"
-OTHER = "adapter-900-abcdef"
-PREPARE = f"""
-from django.contrib.auth.models import User
-from serving import adapters
-from serving.models import Adapter
-User.objects.create_user("ada", password={PASSWORD!r})
-sha256 = adapters.base().sha256
-Adapter.objects.create(name={OTHER!r}, status="ready", sha256="1" * 64, base_sha256=sha256)
+FREEZE = """
+from django.utils import timezone
+from labeling.models import Judgment
+Judgment.objects.update(frozen_at={})
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedEngine]:
-    scripted = ScriptedEngine()
-    with running(scripted):
-        yield scripted
-
-
-@pytest.fixture
-def engine(server: ScriptedEngine) -> ScriptedEngine:
-    """The one server, as new."""
-    url = server.url
-    server.__dict__.update(ScriptedEngine().__dict__)
-    server.url = url
-    server.pieces = ["Here is **bold**", " and `code`", ":\n\n```python\nx = 1\n```\n"]
-    server.scripts[OTHER] = ["Another answer, ", "word by word."]
-    return server
-
-
-@pytest.fixture(scope="module")
-def address(server: ScriptedEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A web process alone, with one user and two versions."""
-    tmp_path = tmp_path_factory.mktemp("web")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "alignapp-model.json").write_text(json.dumps({"sha256": folders.BASE_SHA256}))
-    port = free_port()
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL")
-    }
-    environment |= {
-        "VAR_DIR": str(tmp_path / "var"), "MODEL": str(tmp_path / "model"), "ENGINE_URLS": server.url,
-        "ENGINE_TOKEN": TOKEN, "PORT": str(port),
-    }  # fmt: skip
-    for command in (["migrate", "-v0"], ["shell", "-v0", "-c", PREPARE]):
-        subprocess.run([sys.executable, "manage.py", *command], cwd=REPOSITORY, env=environment, check=True)
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "alignapp.asgi:application",
-        "--port",
-        str(port),
-        "--log-level",
-        "warning",
-    ]
-    web = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
-    try:
-        _wait(f"http://127.0.0.1:{port}/healthz", web)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        web.terminate()
-        web.wait()
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
-        try:
-            httpx.get(url).raise_for_status()
-            return
-        except httpx.HTTPError:
-            time.sleep(0.1)
-    pytest.fail("the web process ended")
-
-
-@pytest.fixture
-def page(browser: Browser, address: str, engine: ScriptedEngine) -> Iterator[Page]:
-    """Logged in, on the empty page; a script error or anything that the policy refuses fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, base_url=address, locale="en")
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto("/login/?next=/chat/")
-    page.get_by_label("Username").fill("ada")
-    page.get_by_label("Password").fill(PASSWORD)
-    page.keyboard.press("Enter")
-    page.wait_for_url(f"{address}/chat/")
-    yield page
-    context.close()
-    assert not errors, errors
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Your message").fill(text)
-    page.keyboard.press("Enter")
 
 
 def test_it_asks_stops_regenerates_and_walks(page: Page, engine: ScriptedEngine) -> None:
@@ -136,10 +40,8 @@ def test_it_asks_stops_regenerates_and_walks(page: Page, engine: ScriptedEngine)
     page.get_by_role("link", name="Previous answer").click()
     expect(article).to_contain_text("1/2")
     page.wait_for_load_state()
-    page.get_by_label("Good answer").click()
-    expect(page.get_by_label("Good answer")).to_have_attribute("aria-pressed", "true")
-    page.reload()
-    expect(page.get_by_label("Good answer")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Copy the answer")).to_be_visible()
+    expect(page.get_by_label("Good answer")).to_have_count(0)  # of a part
 
 
 def test_it_keeps_drafts_names_and_nothing_that_is_deleted(page: Page) -> None:
@@ -165,17 +67,14 @@ def test_it_keeps_drafts_names_and_nothing_that_is_deleted(page: Page) -> None:
 
 
 def test_it_compares_two_versions_blindly_and_saves_the_choice(page: Page, engine: ScriptedEngine) -> None:
-    engine.adapters[OTHER] = "/resident"
     page.get_by_role("button", name="Compare two versions").click()
     ask(page, "Which is better?")
-    better = page.get_by_role("button", name="2 is better")
-    expect(better).to_be_visible()
+    expect(page.get_by_role("button", name="2 is better")).to_be_visible()
     assert OTHER not in page.locator("#thread").inner_html()
-    better.focus()
-    page.keyboard.press("Enter")
+    page.keyboard.press("2")
     page.get_by_role("button", name="Yes, learn from it").click()
     expect(page.locator("#thread").get_by_text("your choice")).to_be_visible()
-    expect(page.locator("#thread").get_by_text(OTHER)).to_be_visible()
+    expect(page.locator("#thread").get_by_title(OTHER)).to_be_visible()
     expect(page.locator("#thread").get_by_text("Saved as a judgment")).to_be_visible()
     page.reload()
     expect(page.locator("#thread").get_by_text("your choice")).to_be_visible()
@@ -194,6 +93,8 @@ def test_it_learns_from_thumbs_once_the_person_agrees(page: Page) -> None:
     page.keyboard.press("Escape")  # is a no
     expect(good).to_have_attribute("aria-pressed", "true")
     assert _judged(page) == []
+    page.reload()
+    expect(good).to_have_attribute("aria-pressed", "true")
 
     switch.click()
     expect(switch).to_have_attribute("aria-checked", "true")
@@ -214,6 +115,47 @@ def test_it_learns_from_thumbs_once_the_person_agrees(page: Page) -> None:
     expect(switch).to_have_attribute("aria-checked", "false")
     expect(page.get_by_text("Taken back: 1")).to_be_visible()
     assert _judged(page) == []
+
+
+def test_it_takes_a_thumb_back_when_the_answer_goes_on(page: Page, engine: ScriptedEngine) -> None:
+    good = rated_when_cut(page, engine)
+    assert _judged(page) == ["good"]
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+    complete(page)
+    assert _judged(page) == []
+    expect(good).to_have_attribute("aria-pressed", "false")
+
+
+def test_it_goes_on_with_an_answer_that_was_learned_from(
+    page: Page, engine: ScriptedEngine, shell: Callable[[str], None]
+) -> None:
+    rated_when_cut(page, engine)
+    shell(FREEZE.format("timezone.now()"))
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+    complete(page)
+    expect(page.locator(".toast-error")).to_have_count(0)
+    assert _judged(page) == ["good"]  # of the part
+    shell(FREEZE.format(None))
+    page.get_by_role("switch", name="Learn from my thumbs and choices").click()
+    expect(page.get_by_text("Taken back:")).to_be_visible()
+
+
+def rated_when_cut(page: Page, engine: ScriptedEngine) -> Locator:
+    """The pressed thumb of an answer that was cut at the length limit; continued, it comes to its end."""
+    switch = page.get_by_role("switch", name="Learn from my thumbs and choices")
+    expect(switch).to_be_visible()
+    if switch.get_attribute("aria-checked") == "false":
+        switch.click()
+        expect(switch).to_have_attribute("aria-checked", "true")
+    engine.finish_reason = "length"
+    ask(page, f"Is this {time.monotonic()} good so far?")
+    good = page.get_by_label("Good answer")
+    with page.expect_response("**/api/chat/ratings/"):
+        good.click()
+    engine.finish_reason = "stop"
+    return good
 
 
 def _judged(page: Page) -> list[str]:
