@@ -25,7 +25,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
-from serving.admin import ReadOnlyAdmin
+from serving.deployment_admin import ReadOnlyAdmin
 from training import comparison, comparison_views, dashboard, figures_views, lineage_views, policies, report, views
 from training.forms import PolicyForm
 from training.lineage import count_retracted

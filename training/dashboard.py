@@ -46,8 +46,10 @@ NAVIGATION = (
         gettext_lazy("Serve"),
         (
             ("serving.Adapter", gettext_lazy("Versions"), "layers"),
-            ("serving.Deployment", gettext_lazy("Aliases"), "route"),
-            ("serving.DeploymentEvent", gettext_lazy("Alias history"), "history"),
+            ("serving.Deployment", gettext_lazy("Deployments"), "route"),
+            ("serving.DeploymentEvent", gettext_lazy("Deployment history"), "history"),
+            ("serving.ServedRequest", gettext_lazy("Request log"), "receipt_long"),
+            ("serving.ApiKey", gettext_lazy("API keys"), "key"),
         ),
     ),
     (

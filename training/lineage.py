@@ -274,8 +274,7 @@ def _trained(runs: QuerySet[Run], direct: set[int], number: int) -> Page[Trained
 
 
 def _versions(adapters: QuerySet[Adapter], number: int) -> Page[Version]:
-    later = DeploymentEvent.objects.filter(alias=OuterRef("alias"), generation__gt=OuterRef("generation"))
-    now = DeploymentEvent.objects.filter(~Exists(later), adapter=OuterRef("pk"))
+    now = _moves().filter(~Exists(_later()), adapter=OuterRef("pk"))
     return _page(adapters.alias(is_now=Exists(now)).order_by("-is_now", "-pk"), number, versions)
 
 
@@ -290,14 +289,23 @@ def _judgments(said: QuerySet[Judgment], number: int) -> Page[Judgment]:
 
 
 def _stays(adapters: list[Adapter]) -> dict[int, list[Stay]]:
-    """An event ends the stay before it on the same alias."""
-    later = DeploymentEvent.objects.filter(alias=OuterRef("alias"), generation__gt=OuterRef("generation"))
-    until = Subquery(later.order_by("generation").values("at")[:1])
-    events = DeploymentEvent.objects.filter(adapter__in=adapters).select_related("actor").annotate(until=until)
+    """A move, or the alias's end, ends the stay before it on the same alias."""
+    until = Subquery(_later().order_by("generation").values("at")[:1])
+    events = _moves().filter(adapter__in=adapters).select_related("actor").annotate(until=until)
     stays: dict[int, list[Stay]] = defaultdict(list)
     for event in events.order_by("-at", "-pk"):
         stays[event.adapter_id].append(Stay(event, event.until))
     return stays
+
+
+def _moves() -> QuerySet[DeploymentEvent]:
+    """What made an alias point at a version: no trial as a canary, no loading."""
+    return DeploymentEvent.objects.filter(kind__in=DeploymentEvent.MOVES)
+
+
+def _later() -> QuerySet[DeploymentEvent]:
+    ends = DeploymentEvent.objects.filter(kind__in=DeploymentEvent.ENDS)
+    return ends.filter(alias=OuterRef("alias"), generation__gt=OuterRef("generation"))
 
 
 def feedback(adapters: Iterable[Adapter]) -> dict[int, Feedback]:

@@ -8,17 +8,14 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any
 from weakref import WeakValueDictionary
 
-from django.db import connections
-
+from serving import database
 from training import attempts, curves
 from training.models import Run
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Origin = tuple[int, int | None]  # of metric lines: attempt and snapshot
 
 LOOK_SECONDS = 1.0
@@ -81,11 +78,11 @@ class _Feed:
         """The state of at most LOOK_SECONDS ago; of many who ask at a time, one asks the database."""
         async with self.lock:
             if time.monotonic() - self.looked_at >= LOOK_SECONDS:
-                self.state, origin, lines = await _in_database(_read, self.run_id, self.last_step)
+                self.state, origin, lines = await database.run(_read, self.run_id, self.last_step)
                 if self.origin not in (None, origin):  # a new attempt overwrites lines, or begins without any
                     self.lines.clear()
                     self.begins_after = self.last_step = 0
-                    lines = await _in_database(lines_after, self.run_id, 0)
+                    lines = await database.run(lines_after, self.run_id, 0)
                 self.origin = origin
                 self._keep(lines)
                 self.looked_at = time.monotonic()
@@ -100,7 +97,7 @@ class _Feed:
 
     async def after(self, step: int) -> list[dict[str, Any]]:
         if step < self.begins_after:
-            return await _in_database(lines_after, self.run_id, step)
+            return await database.run(lines_after, self.run_id, step)
         return [line for line in self.lines if line["step"] > step]
 
 
@@ -156,16 +153,3 @@ def _read(run_id: int, after: int) -> tuple[dict[str, Any], Origin, list[dict[st
     if run is None:  # deleted meanwhile, by hand
         return {"is_active": False, "log": ""}, (0, None), []
     return {**state_of(run), "log": log_of(run)}, (run.attempt, run.snapshot_id), lines_after(run_id, after)
-
-
-async def _in_database(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs it in one of the loop's few threads, and gives its connection back at once."""
-
-    def run() -> T:
-        try:
-            return function(*args, **kwargs)
-        finally:
-            for connection in connections.all(initialized_only=True):
-                connection.close()
-
-    return await asyncio.to_thread(run)

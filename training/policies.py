@@ -118,7 +118,7 @@ def publish_if_wanted(run: Run) -> bool:
     """Publishes a finished run's adapter if its campaign's policy says so, the gate passed, and nobody was faster.
 
     Nobody was faster: the alias still points at the version that the run was compared with. A second call does
-    nothing; a rollback by a person is not undone, because from then on the adapter has a deployment event. What ended
+    nothing; a rollback by a person is not undone, because from then on the adapter has an event of an alias. What ended
     before the policy was last changed is not published either: whoever switches it on means what is to come. Nor is a
     version that learned from a judgment that was taken back since, by itself or by what it goes on from: that is for a person
     to decide. What the version in chat had learned from does not matter: runs that begin after a retraction go on from nothing
@@ -132,7 +132,7 @@ def publish_if_wanted(run: Run) -> bool:
     deployment = adapters.deployment()
     if (
         run.adapter.status == Adapter.Status.REJECTED
-        or run.adapter.events.exists()
+        or run.adapter.events.exclude(alias="").exists()
         or deployment.adapter != run.incumbent
     ):
         return False

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from unfold.decorators import action, display
 
 from labeling import access
-from serving.admin import ReadOnlyAdmin, ReasonForm
+from serving.deployment_admin import ReadOnlyAdmin, ReasonForm
 from training import gates, reward_models, scorings
 from training.models import RewardModel, Scoring
 

@@ -28,9 +28,21 @@ from django.db import InterfaceError, OperationalError, close_old_connections, c
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from serving import adapters
+from serving import adapters, versions
 from serving.models import Adapter
-from training import attempts, catalog, gates, lineage, policies, processes, retractions, reward_models, runs, snapshots
+from training import (
+    attempts,
+    catalog,
+    gates,
+    lineage,
+    news,
+    policies,
+    processes,
+    retractions,
+    reward_models,
+    runs,
+    snapshots,
+)
 from training.models import Run, Snapshot
 
 log = logging.getLogger(__name__)
@@ -294,9 +306,10 @@ def _conclude(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, floa
 
 
 def _register_adapter(claim: runs.Claim, run: Run, folder: Path, timings: dict[str, float]) -> Adapter | None:
-    adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=f"run {run.pk}"))
+    adapter = timed(timings, "register", lambda: adapters.register(folder / "adapter", notes=news.describe(run)))
     if runs.heartbeat(claim, timezone.now(), phase="evaluating"):
         timed(timings, "gate", lambda: gates.evaluate(run, adapter, folder))
+        versions.set_notes(adapter, news.describe(run))
     return adapter
 
 

@@ -1,7 +1,6 @@
 """Candidates from a real engine process on a tiny model; and what happens to prompts while there is none."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from django.conf import settings as site
 from django.utils import timezone
 from pytest_django import Settings
 
+from benchmarks.site import free_port
 from labeling.models import Campaign, Prompt, Response
 from labeling.prompts import want_candidates
 from serving import adapters, client
@@ -30,9 +30,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(scope="module")
 def engine_url(tiny_model_dir: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "serving.engine", "--model", str(tiny_model_dir), "--port", str(port)]
     process = subprocess.Popen(command, cwd=site.BASE_DIR, env={**os.environ, "ENGINE_TOKEN": site.ENGINE_TOKEN})
     url = f"http://127.0.0.1:{port}"

@@ -85,6 +85,34 @@ def test_it_says_from_when_until_when_an_alias_pointed_at_a_version():
     assert [(stay.event.alias, stay.is_current) for stay in of_new.stays] == [("current", True), ("candidate", True)]
 
 
+def test_it_ends_a_stay_with_its_alias():
+    version = add_version(1)
+    DeploymentEvent.objects.create(alias="beta", generation=1, adapter=version)
+    [found] = lineage.versions([version])
+    assert found.is_deployed
+    removed = DeploymentEvent.Kind.ALIAS_REMOVED
+    event = DeploymentEvent.objects.create(alias="beta", generation=2, adapter=version, kind=removed)
+    [found] = lineage.versions([version])
+    assert [stay.until for stay in found.stays] == [event.at]
+    assert not found.is_deployed
+
+
+def test_it_takes_no_trial_for_a_stay():
+    """A canary answers some conversations; the alias stays where it is."""
+    old, tried = add_version(1), add_version(2)
+    Kind = DeploymentEvent.Kind
+    moved = [(Kind.PUBLISHED, old), (Kind.CANARY_STARTED, tried), (Kind.CANARY_STOPPED, tried)]
+    for generation, (kind, version) in enumerate(moved, 1):
+        DeploymentEvent.objects.create(alias="current", kind=kind, generation=generation, adapter=version)
+    DeploymentEvent.objects.create(kind=Kind.SELF_TEST_PASSED, adapter=old, engine="http://engine:8001")
+    of_old, of_tried = lineage.versions([old, tried])
+    assert [stay.is_current for stay in of_old.stays] == [True]
+    assert of_tried.stays == []
+    DeploymentEvent.objects.create(alias="current", kind=Kind.CANARY_PROMOTED, generation=4, adapter=tried)
+    of_old, of_tried = lineage.versions([old, tried])
+    assert [stay.is_current for stay in of_old.stays + of_tried.stays] == [False, True]
+
+
 def test_it_counts_what_people_said_of_a_versions_responses():
     campaign, version = add_campaign(scale="three"), add_version(1)
     comparisons = [add_comparison(add_prompt(campaign)) for _ in range(5)]

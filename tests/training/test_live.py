@@ -11,6 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
+from serving import database
 from tests.training.rows import add_campaign
 from tests.training.web import serving, session
 from training import attempts, live, runs
@@ -75,9 +76,9 @@ def test_it_tells_what_happens_until_the_run_ends(web: tuple[str, int], cookies:
             async for event in told(answer):
                 seen.append(event)
                 if len(seen) == 1:
-                    await asyncio.to_thread(add_steps, run, 4)
+                    await database.run(add_steps, run, 4)
                 elif len(seen) == 2:
-                    await asyncio.to_thread(runs.request_cancel, run, run.created_at)
+                    await database.run(runs.request_cancel, run, run.created_at)
         return seen
 
     first, second, third, last = asyncio.run(follow())
@@ -128,7 +129,7 @@ def test_it_holds_no_thread_and_no_connection_for_a_viewer(
                     assert (await anext(streams[-1][1]))[2]["step"] == 3
                 await asyncio.sleep(live.LOOK_SECONDS)
                 counted.append(held())
-            await asyncio.to_thread(add_steps, run, 4)
+            await database.run(add_steps, run, 4)
             arrived = [await anext(seen) for _stream, seen in streams]
             for stream, _seen in streams:
                 await stream.__aexit__(None, None, None)
@@ -163,9 +164,9 @@ def test_it_keeps_no_lines_of_an_attempt_before(run: Run, monkeypatch: pytest.Mo
     async def read() -> list[dict[str, Any]]:
         first = live.events(run.pk, 0)
         assert "id: 3" in [await anext(first), await anext(first)][1]
-        await asyncio.to_thread(Metric.objects.all().delete)
-        await asyncio.to_thread(Run.objects.filter(pk=run.pk).update, attempt=2)
-        await asyncio.to_thread(add_steps, run, 1, 2)
+        await database.run(Metric.objects.all().delete)
+        await database.run(Run.objects.filter(pk=run.pk).update, attempt=2)
+        await database.run(add_steps, run, 1, 2)
         await anext(first)  # stays, so that what it shares with the next stays
         second = live.events(run.pk, 0)
         texts = [await anext(second), await anext(second)]

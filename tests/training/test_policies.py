@@ -12,7 +12,7 @@ from pytest_django import Settings
 from labeling.models import Campaign
 from labeling.retractions import retract_judgment
 from serving import adapters
-from serving.models import Adapter
+from serving.models import Adapter, DeploymentEvent
 from tests.serving.scripted import TOKEN, ScriptedEngine, running
 from tests.training.rows import NOW, add_annotator, add_campaign, add_judged, model_card
 from training import policies, runs
@@ -214,6 +214,24 @@ def test_it_counts_and_publishes_by_runs_that_make_versions(tmp_path: Path, sett
         settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
         policies.check()
     assert adapters.current() == run.adapter
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("is_of_alias", [True, False])
+def test_it_publishes_unless_somebody_decided_about_the_version(
+    tmp_path: Path, settings: Settings, is_of_alias: bool
+) -> None:
+    """That an engine could not load it was nobody's decision; that a person ended its trial was."""
+    settings.MODEL = model_card(tmp_path)
+    policy = add_policy(publishes=True)
+    run = add_passed_run(policy.campaign)
+    Policy.objects.filter(pk=policy.pk).update(updated_at=NOW - timedelta(seconds=1))
+    assert run.adapter is not None
+    about = {"alias": "current", "generation": 9, "kind": "canary stopped"} if is_of_alias else {"kind": "load failed"}
+    DeploymentEvent.objects.create(adapter=run.adapter, **about)
+    with running(ScriptedEngine()) as url:
+        settings.ENGINE_URLS, settings.ENGINE_TOKEN = [url], TOKEN
+        assert policies.publish_if_wanted(run) is not is_of_alias
 
 
 @pytest.mark.django_db(transaction=True)

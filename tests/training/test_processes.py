@@ -12,6 +12,8 @@ import pytest
 
 from training import processes
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SLEEPER = "import time; time.sleep(600)"
 PARENT = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', '{SLEEPER}']); print(p.pid, flush=True); p.wait()"
 

@@ -7,6 +7,7 @@ nothing but those is exchanged. The first one alone is supervised, writes, evalu
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,6 +46,17 @@ def joined(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="trainer-") as own:
             yield Path(own)
     distributed.destroy_process_group()
+
+
+def let_the_first_speak(folder: Path, patience: float = 300.0) -> None:
+    """Waits, for at most `patience` seconds, until the first process has said in the attempt's folder how it ended.
+
+    For another one that failed over what the first will find as well: torchrun ends all processes as soon as one is gone,
+    and the first, still importing, would leave no word.
+    """
+    deadline = time.monotonic() + patience
+    while not is_first() and not (folder / EXIT_CODE).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def follow_the_first() -> None:

@@ -41,7 +41,7 @@ def main(folder: Path) -> int:
     """Runs the attempt in the folder; the exit code."""
     try:
         lanes.share_heap()
-        job = jobs.read(folder)
+        job = _read(folder)
         os.nice(job.nice)
         if job.threads:
             torch.set_num_threads(max(1, job.threads // int(os.environ.get("WORLD_SIZE", "1"))))
@@ -53,6 +53,14 @@ def main(folder: Path) -> int:
     except Exception as error:  # the process's loop: whatever it was, the row must say so
         traceback.print_exc()
         return _fail(folder, error)
+
+
+def _read(folder: Path) -> jobs.Job:
+    try:
+        return jobs.read(folder)
+    except Exception:  # whatever it is, all processes find it
+        parallel.let_the_first_speak(folder)
+        raise
 
 
 def _carry_out(attempt: Attempt) -> int:

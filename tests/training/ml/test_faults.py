@@ -27,6 +27,8 @@ from training.ml.scores import Memory
 from training.ml.watch import Watch
 
 N_STEPS, BATCH, BUDGET = 44, 8, 2048
+N_WORDS = 40_000  # that prompts are made of
+FEW_WORDS = 4096  # three quarters of a run go into scores of the whole vocabulary: a calm run needs no more of it
 GOOD, BAD = range(1000, 1040), range(2000, 2040)
 CAUGHT_WITHIN = 12  # steps, where exams come every fifth
 AT = {"nan_gradient": 24, "huge_gradient": 6, "fast_rate": 24, "flipped_labels": 24, "length_hack": 24}
@@ -43,7 +45,7 @@ class Outcome:
         return [(one["step"], alarm["signal"], alarm["action"]) for one in self.lines for alarm in one["alarms"]]
 
 
-def pairs(n: int, seed: int, end: int, noise: float = 0.0) -> list[Pair]:
+def pairs(n: int, seed: int, end: int, noise: float = 0.0, n_words: int = N_WORDS) -> list[Pair]:
     rng = random.Random(seed)
 
     def response(words: range) -> list[int]:
@@ -51,7 +53,7 @@ def pairs(n: int, seed: int, end: int, noise: float = 0.0) -> list[Pair]:
 
     made = []
     for _ in range(n):
-        prompt = [rng.randrange(3, 40_000) for _ in range(rng.randint(3, 8))]
+        prompt = [rng.randrange(3, n_words) for _ in range(rng.randint(3, 8))]
         one = pair(prompt, response(GOOD), response(BAD))
         made.append(injection.flip(one) if rng.random() < noise else one)
     return made
@@ -61,27 +63,30 @@ Train = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
-    """One cache for all runs: they have the same pairs but for the seeds'."""
-    return Memory(tmp_path_factory.mktemp("cache"), "base")
+def memories(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Memory]:
+    """One cache for all runs of as many words: they have the same pairs but for the seeds'."""
+    return {n_words: Memory(tmp_path_factory.mktemp("cache"), "base") for n_words in (N_WORDS, FEW_WORDS)}
 
 
 @pytest.fixture
-def train(tiny_model_dir: Path, tmp_path: Path, memory: Memory) -> Train:
-    def run(fault: str = "clean", mode: str = "act", seed: int = 0) -> Outcome:
+def train(tiny_model_dir: Path, tmp_path: Path, memories: dict[int, Memory]) -> Train:
+    def run(fault: str = "clean", mode: str = "act", seed: int = 0, n_words: int = N_WORDS) -> Outcome:
         folder = tmp_path / f"{fault}-{mode}-{seed}"
         folder.mkdir()
         watch = Watch(folder, token=1)
         base = policy.load_base(tiny_model_dir, dtype=torch.float32)
+        if n_words == FEW_WORDS:
+            base.model.resize_token_embeddings(FEW_WORDS)
         end = end_of_turn(base.tokenizer)
-        seen, unseen, test = pairs(N_STEPS * BATCH, seed, end, 0.15), pairs(24, 500, end), pairs(48, 900, end)
+        seen = pairs(N_STEPS * BATCH, seed, end, 0.15, n_words)
+        unseen, test = pairs(24, 500, end, n_words=n_words), pairs(48, 900, end, n_words=n_words)
         learner, model = make_learner(
             base, seen, learning_rate=0.005, schedule="constant", max_grad_norm=1000.0, seed=seed
         )
         learner.budget = BUDGET
         with model.disable_adapter():
             learner.reference = scores.score(
-                base.model, [*seen, *unseen, *test], memory, budget=BUDGET, watch=watch, progress=Progress()
+                base.model, [*seen, *unseen, *test], memories[n_words], budget=BUDGET, watch=watch, progress=Progress()
             )
         writer = Writer(model, base.tokenizer)
         learner.exams = Exams(unseen, [one.prompt for one in unseen[:4]], writer, heldout_every=5, fresh_every=20)
@@ -117,15 +122,17 @@ def test_it_survives_what_is_fatal_without_it(train: Train, clean_scores: dict[i
 
 
 def test_it_raises_at_most_one_false_alarm_in_ten_clean_runs(train: Train) -> None:
-    outcomes = [train(seed=seed) for seed in range(1, 11)]
+    outcomes = [train(seed=seed, n_words=FEW_WORDS) for seed in range(1, 11)]
     assert sum(bool(outcome.alarms) for outcome in outcomes) <= 1, [outcome.alarms for outcome in outcomes]
     assert min(outcome.score for outcome in outcomes) > 0.6
 
 
 def test_it_changes_nothing_in_a_calm_run(train: Train) -> None:
     same = ("step", "loss", "grad_norm", "learning_rate", "margin", "kl_chosen", "is_skipped")
-    found = [[{name: one[name] for name in same} for one in train(mode=mode, seed=2).lines] for mode in ("act", "off")]
+    outcomes = [train(mode=mode, seed=2, n_words=FEW_WORDS) for mode in ("act", "off")]
+    found = [[{name: one[name] for name in same} for one in outcome.lines] for outcome in outcomes]
     assert found[0] == found[1]
+    assert len(found[0]) == N_STEPS
 
 
 def test_it_goes_back_exactly(base32: policy.Base, tmp_path: Path, watch: Watch) -> None:

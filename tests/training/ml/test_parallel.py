@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -65,6 +66,23 @@ def test_it_ends_with_the_trainers_own_code(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert launch(tmp_path).wait() == 1
     assert read_json(tmp_path / "error.json")["message"].startswith("config.json of the run cannot be read")
+
+
+def test_it_lets_the_first_process_say_what_all_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun ends all with the first that fails: the one that has the word must not be it."""
+    (tmp_path / "config.json").write_text("{")
+    monkeypatch.setenv("RANK", "1")
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(train.main, tmp_path)
+        with pytest.raises(TimeoutError):
+            other.result(timeout=0.5)
+        (tmp_path / parallel.EXIT_CODE).write_text("1")
+        assert other.result(timeout=5) == 1
+    assert not (tmp_path / "error.json").exists()
+    (tmp_path / parallel.EXIT_CODE).unlink()
+    parallel.let_the_first_speak(tmp_path, patience=0.05)  # not for ever
+    monkeypatch.setenv("RANK", "0")
+    parallel.let_the_first_speak(tmp_path)  # it has the word
 
 
 def ranks(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
