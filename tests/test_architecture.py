@@ -31,6 +31,8 @@ PLANTED = [
     (rules.one_writer_of_run_status, "training/tasks.py", "run.status = 'failed'"),
     (rules.one_writer_of_run_status, "training/a.py", "Run.objects.filter(pk=1).update(status='failed')"),
     (rules.one_writer_of_adapters, "serving/views.py", "Deployment.objects.filter(alias='x').update(adapter=a)"),
+    (rules.one_writer_of_adapters, "serving/adapters.py", "DeploymentEvent.objects.create(alias='x')"),
+    (rules.one_writer_of_adapters, "serving/aliases.py", "Adapter.objects.filter(pk=1).update(status='ready')"),
     (rules.one_writer_of_adapters, "training/a.py", "Adapter.objects.create(name='x')"),
     (rules.one_writer_of_adapters, "training/a.py", "row = Adapter(name='x')"),
     (rules.one_writer_of_adapters, "training/a.py", "adapter.save()"),
