@@ -66,7 +66,7 @@ async function setConsent(consent) {
 function show(consent) {
   hasConsent = consent;
   toggle.setAttribute("aria-checked", String(consent));
-  toggle.hidden = false;
+  toggle.inert = false;
 }
 
 toggle.addEventListener("click", async () => {

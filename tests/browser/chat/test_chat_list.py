@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.chat.talking import answered
 
@@ -41,11 +41,18 @@ def test_it_shows_more_than_one_page_of_conversations(page: Page) -> None:
     page.reload()
     rows = page.locator("#conversations li")
     expect(rows).to_have_count(50)
+    held: list[Route] = []
+    consent = page.locator("#chat").get_attribute("data-consent-url")
+    page.route(f"**{consent}", lambda route: held.append(route))
     rows.nth(40).get_by_role("link").click()
     expect(rows.nth(40).get_by_role("link")).to_have_attribute("aria-current", "page")
-    expect(rows.nth(40)).to_be_in_viewport()  # the list was scrolled to it, and nothing else went away
+    expect(rows.nth(40)).to_be_in_viewport(ratio=1)  # the list was scrolled to it, and nothing else went away
     expect(page.get_by_role("link", name="New chat")).to_be_in_viewport()
+    while not held:
+        page.wait_for_timeout(20)
+    held[0].continue_()
     expect(page.get_by_role("switch", name="Learn from my thumbs and choices")).to_be_in_viewport()
+    expect(rows.nth(40)).to_be_in_viewport(ratio=1)  # nor did it when the last part of the page came
     page.get_by_role("button", name="Show more").click()
     expect(rows).not_to_have_count(50)
     days = page.locator("#conversations h3").all_inner_texts()
