@@ -2,8 +2,8 @@
 
 A step of the engine's thread:
   1. drop what was cancelled and end what is out of time, admit waiting sequences while there is room (see `admission`);
-  2. give the prompts with the earliest deadline their next blocks, up to one block's worth of tokens, so that a long prompt
-     never holds up decoding; blocks that the prefix cache has cost nothing. A prompt is due after as many steps as it has
+  2. give the prompts with the earliest deadline their next blocks, up to one block's worth of tokens (one that is scored
+     counts for two), so that a long prompt never holds up decoding; blocks that the prefix cache has cost nothing. A prompt is due after as many steps as it has
      blocks, and a request's prompts one after the other, as if they were one: what is shorter goes first, for a while;
   3. for each version: one forward pass over its prompt blocks and its decoding sequences, then logits and one token for
      each sequence that has its prompt complete;
@@ -182,10 +182,11 @@ class Scheduler:
             elif n_left > 0 and (segment := self._next_block(sequence)):
                 key = (sequence.parent, tuple(segment.tokens))
                 is_shared = key in planned and sequence.is_sharing
-                if is_shared or len(segment.tokens) > n_left:
+                cost = len(segment.tokens) * sequence.token_cost
+                if is_shared or cost > n_left:
                     continue  # in a later step; a shared block will then be in the prefix cache
                 planned.add(key)
-                n_left -= len(segment.tokens)
+                n_left -= cost
             elif sequence.hidden is None:
                 continue
             plan.setdefault(sequence.version, []).append((sequence, segment))
@@ -194,12 +195,12 @@ class Scheduler:
     def _next_block(self, sequence: Sequence) -> Segment | None:
         """The first prompt block that must be computed; None when the prefix cache had all of them.
 
-        Blocks begin at multiples of BLOCK and end there or with the prompt, so the same tokens are always computed in the
+        Blocks begin at multiples of their size and end there or with the prompt, so the same tokens are always computed in the
         same shapes, whatever was found and whatever else is running.
         """
         while sequence.n_computed < len(sequence.prompt):
             start = sequence.n_computed
-            tokens = sequence.prompt[start : start + BLOCK]
+            tokens = sequence.prompt[start : start + sequence.block]
             block = self._prefixes.find(sequence.parent, tuple(tokens)) if sequence.is_sharing else None
             if block is None:
                 return Segment(sequence.store, start, tokens)
@@ -327,7 +328,7 @@ def _line_up(sequences: list[Sequence]) -> None:
     turn, n_blocks, before = Turn(), 0, None
     for sequence in sequences:
         if sequence.prompt != before or not sequence.is_sharing:
-            n_blocks += math.ceil(len(sequence.prompt) / BLOCK)
+            n_blocks += math.ceil(len(sequence.prompt) / sequence.block)
         sequence.turn, sequence.n_blocks, before = turn, n_blocks, sequence.prompt
 
 

@@ -8,7 +8,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from serving.engine.cache import Block, Root, SequenceCache, new_uid
+from serving.engine.cache import BLOCK, Block, Root, SequenceCache, new_uid
 from serving.engine.sampler import Sampler, SamplingParams, TokenLogprob
 from serving.engine.text import Detokenizer, StopScanner, Tokenizer
 from serving.engine.versions import Version
@@ -43,6 +43,9 @@ class Failed:
 
 Event = Piece | Done | Failed
 
+# Scoring also takes the head's product and a softmax for each token, most often on another version than the one that others
+# are being written on: a step with that should take no longer than one with a prompt's block.
+SCORED_TOKEN_COST = 2
 TIMEOUT = "timeout"  # the stop reason of an answer whose time ran out
 
 
@@ -141,6 +144,16 @@ class Sequence:
     def is_sharing(self) -> bool:
         """Scoring a prompt needs each of its hidden states, which the prefix cache does not keep."""
         return self.params.prompt_logprobs is None
+
+    @property
+    def token_cost(self) -> int:
+        """What a token of its prompt takes of a step, in such tokens of prompts that are not scored."""
+        return 1 if self.is_sharing else SCORED_TOKEN_COST
+
+    @property
+    def block(self) -> int:
+        """Prompt tokens that are computed at a time."""
+        return BLOCK // self.token_cost
 
     @property
     def is_adjusting(self) -> bool:

@@ -13,7 +13,7 @@ from serving.engine.cache import BLOCK, SequenceCache
 from serving.engine.engine import Engine, Options, build
 from serving.engine.sampler import SamplingParams
 from serving.engine.scheduler import Limits, Stopped
-from serving.engine.sequence import Sequence, State
+from serving.engine.sequence import SCORED_TOKEN_COST, Sequence, State
 from tests.serving.engine.conftest import Listener, drain, make_adapter, submit
 
 PROMPT = list(range(100, 100 + 2 * BLOCK + 5))
@@ -307,7 +307,21 @@ def test_it_takes_the_prompts_of_a_request_for_one_long_one(tiny: Engine, is_sam
     assert sum(one.has_ended for one in listeners) - n_ended <= 1
     drain(tiny, listener, *listeners)
     assert all(one.done for one in listeners)
-    assert [one.n_blocks for one in scored] == list(range(1, 13))
+    assert [one.n_blocks for one in scored] == list(
+        range(SCORED_TOKEN_COST, 12 * SCORED_TOKEN_COST + 1, SCORED_TOKEN_COST)
+    )
+
+
+def test_it_scores_less_in_a_step_than_it_computes_of_a_prompt(tiny: Engine) -> None:
+    """Their products are dearer, and on two versions at once nothing is shared."""
+    _, first = submit(tiny, PROMPT[:BLOCK], max_tokens=1, prompt_logprobs=1)
+    _, second = submit(tiny, [9, *PROMPT], max_tokens=1, prompt_logprobs=1)
+    computed = [0]
+    while not (first.has_ended and second.has_ended):
+        tiny.scheduler.step()
+        computed.append(tiny.metrics.prompt_tokens_computed)
+    assert max(after - before for before, after in itertools.pairwise(computed)) == BLOCK // SCORED_TOKEN_COST
+    assert computed[-1] == BLOCK + len(PROMPT) + 1
 
 
 def test_it_counts_a_prompt_once_whose_choices_share_it(tiny: Engine) -> None:
@@ -334,7 +348,7 @@ def test_it_scores_nothing_by_numbers_that_are_not_finite(
     _, whole = submit(tiny, PROMPT, max_tokens=1, prompt_logprobs=1)
     drain(tiny, of_long, of_short, whole)
     for sequence, listener in ((long, of_long), (short, of_short)):
-        assert sequence.n_computed == BLOCK  # it ended there, not where a token was to be drawn
+        assert sequence.n_computed == BLOCK // SCORED_TOKEN_COST  # it ended there, not where a token was to be drawn
         assert listener.failed
         assert "not finite" in listener.failed.message
     assert (long.tokens, short.tokens, short.hidden) == ([], [], None)
