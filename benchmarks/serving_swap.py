@@ -27,6 +27,7 @@ STREAMS = 8
 EVERY = 5.0  # seconds
 N_KNOWN = 40  # prompts of the load with swaps; a version is seldom asked more before the next, so no cache helps
 WARM_MESSAGES = [{"role": "user", "content": "Hello"}]
+GONE = "model_not_found"
 AFTER = 1.0  # seconds after a flip that still count as during the swap
 
 
@@ -62,13 +63,21 @@ class Load:
     adapter: str
     told: list[Told] = field(default_factory=list)
     publications: list[Publication] = field(default_factory=list)
+    n_late: int = 0  # requests that met a version which had just left
 
     def __post_init__(self) -> None:
         self._turns = itertools.cycle(self.prompts)
 
     async def ask(self) -> Answer:
-        version, adapter, prompt = self.version, self.adapter, next(self._turns)
-        answer = await complete(self.server.port, body_of_ours(prompt, self.n_tokens, version), TOKEN)
+        """As the gateway does, a request that comes too late for its version asks again, for the one that took its place."""
+        prompt, sent_at = next(self._turns), time.perf_counter()
+        while True:
+            version, adapter = self.version, self.adapter
+            answer = await complete(self.server.port, body_of_ours(prompt, self.n_tokens, version), TOKEN)
+            if version == self.version or GONE not in answer.error:
+                break
+            self.n_late += 1
+        answer.sent_at = sent_at
         self.told.append(Told(version, adapter, prompt, answer))
         return answer
 
@@ -105,6 +114,7 @@ def run(
         "failures": faults(streams, n_prompt, n_tokens)[:3],
         "torn": count_torn(swapped.told, alone),
         "swap_streams": len(swapped.told),
+        "late": swapped.n_late,
         **timing(steady, swapped),
     }
 

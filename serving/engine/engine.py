@@ -15,6 +15,7 @@ from serving.engine.model_folder import Manifest, ModelConfig
 from serving.engine.native import NativeModel, PackedLayout, compiler
 from serving.engine.scheduler import Limits, Scheduler
 from serving.engine.text import Tokenizer
+from serving.engine.turns import Turns
 from serving.engine.versions import Version, Versions
 
 log = logging.getLogger("engine")
@@ -87,11 +88,11 @@ def build(options: Options) -> Engine:
         raise model_folder.BrokenModel(f"{options.model} does not hold the weights it promises: {error}.") from error
     _warm(model, base_weights)
     base = Version(options.name, manifest["sha256"], base_weights, options.model, int(time.time()), n_bytes)
-    prefixes, metrics = PrefixCache(options.prefix_cache_bytes), Metrics()
+    prefixes, metrics, turns = PrefixCache(options.prefix_cache_bytes), Metrics(), Turns()
     versions = Versions(
-        base, config, manifest, checkpoint, options.adapters, options.max_adapters, prefixes.drop, max_bytes
+        base, config, manifest, checkpoint, options.adapters, options.max_adapters, prefixes.drop, max_bytes, turns
     )
-    scheduler = Scheduler(model, versions, prefixes, options.limits, metrics)
+    scheduler = Scheduler(model, versions, prefixes, options.limits, metrics, turns)
     tokenizer = Tokenizer(options.model, config)
     return Engine(options, manifest, model, tokenizer, versions, prefixes, scheduler, metrics)
 

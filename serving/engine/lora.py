@@ -61,9 +61,10 @@ class Lora:
     def touches(self, layer: int, name: str) -> bool:
         return (layer, name) in self.factors
 
-    def delta(self, layer: int, name: str) -> Tensor:  # (n_out, n_in), float32
-        a, b = self.factors[layer, name]
-        return (b @ a) * self.scale
+    def applied(self, layer: int, name: str, weight: Tensor) -> Tensor:
+        """weight: (n_out, n_in) -> W', float32, on the weight's device."""
+        a, b = (factor.to(weight.device) for factor in self.factors[layer, name])
+        return torch.addmm(weight.float(), b, a, alpha=self.scale)
 
 
 def read(folder: Path, config: ModelConfig, base: Manifest) -> Lora:

@@ -23,6 +23,7 @@ from serving.engine.metrics import Metrics
 from serving.engine.model import Model, Segment
 from serving.engine.outbox import Outbox
 from serving.engine.sequence import Sequence, State, Turn
+from serving.engine.turns import Turns
 from serving.engine.versions import Version, Versions
 
 log = logging.getLogger("engine")
@@ -42,10 +43,16 @@ class Scheduler:
     """Owns the engine's thread and all running sequences."""
 
     def __init__(
-        self, model: Model, versions: Versions, prefixes: PrefixCache, limits: Limits, metrics: Metrics
+        self,
+        model: Model,
+        versions: Versions,
+        prefixes: PrefixCache,
+        limits: Limits,
+        metrics: Metrics,
+        turns: Turns,
     ) -> None:
         self._model, self._versions, self._prefixes = model, versions, prefixes
-        self.limits, self.metrics = limits, metrics
+        self.limits, self.metrics, self._turns = limits, metrics, turns
         self.outbox = Outbox()
         self._admission = Admission(limits)
         self._running: list[Sequence] = []
@@ -113,16 +120,23 @@ class Scheduler:
 
     def _work(self) -> None:
         while True:
+            if not self._has_work():
+                self._turns.idle()
             with self._wake:
-                self._wake.wait_for(lambda: self._is_stopping or self._admission or self._running)
+                self._wake.wait_for(self._has_work)
                 if self._is_stopping:
                     return
+            began_at = time.monotonic()
             try:
                 self.step()
             except BaseException:  # the loop must go on, also after a panic in Rust, which is no Exception
                 log.exception("a step failed")
                 self._fail(list(self._running), FAILED)
                 self.outbox.flush()
+            self._turns.after_step(time.monotonic() - began_at)
+
+    def _has_work(self) -> bool:
+        return bool(self._is_stopping or self._admission or self._running)
 
     def _close(self) -> None:
         """Also when the thread dies of what nobody expected: what it has not answered, nobody else will."""
@@ -131,6 +145,7 @@ class Scheduler:
             waiting = self._admission.remove(lambda _: True)
         self._fail([*self._running, *waiting], CLOSING, 503)
         self.outbox.flush()
+        self._turns.idle()
 
     def step(self) -> None:
         self._n_steps += 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+import torch
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,7 +22,7 @@ from serving.engine.fields import BadRequest, Fields
 from serving.engine.job import Job
 from serving.engine.protocol import Conversation, Generation, Prompt, Text
 from serving.engine.streaming import Chunks, EventStream, disconnected
-from serving.engine.versions import Refused, Version, be_gentle
+from serving.engine.versions import Refused, Version
 
 log = logging.getLogger("engine")
 
@@ -200,7 +201,7 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Resul
 
 
 async def _in_background(function: Callable[[], Any]) -> Any:
-    """The result of `function`, run in a thread of its own with low priority, which no shutdown waits for."""
+    """The result of `function`, run in a thread of its own, which no shutdown waits for."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
@@ -211,7 +212,7 @@ async def _in_background(function: Callable[[], Any]) -> Any:
     def work() -> None:
         result, error = None, None
         try:
-            be_gentle()
+            _use_one_core()
             result = function()
         except BaseException as caught:  # handed to the request that asked for it, which waits for nothing else
             error = caught
@@ -219,6 +220,11 @@ async def _in_background(function: Callable[[], Any]) -> Any:
 
     threading.Thread(target=work, name="loader", daemon=True).start()
     return await future
+
+
+def _use_one_core() -> None:
+    """In this thread: what it computes is divided into parts that are too short to be shared (see `turns`)."""
+    torch.set_num_threads(1)
 
 
 def _model(version: Version, engine: Engine) -> dict[str, Any]:

@@ -4,25 +4,19 @@ A version never changes after it is loaded. Loading builds a new one beside the 
 nothing; unloading hides the name at once and frees the weights when the last request on them has ended.
 """
 
-import os
 import re
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from serving.engine import lora, memory, weights
 from serving.engine.cache import new_uid
 from serving.engine.model_folder import Manifest, ModelConfig
+from serving.engine.turns import Turns
 from serving.engine.weights import Checkpoint, Weights
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-# A tenth of a core beside a step that fills all, and what is idle. At 5 a step with a prompt's block took 90 ms instead of
-# 51, at 10 and above 60; a version takes 2 to 4 s beside eight streams, at 5 half of it, at 15 twice as long.
-BACKGROUND_NICE = 10
 
 
 class UnknownVersion(LookupError):
@@ -65,12 +59,13 @@ class Versions:
         max_adapters: int,
         on_free: Callable[[int], None],
         max_bytes: int = 0,
+        turns: Turns | None = None,
     ) -> None:
-        """max_bytes: what the weights of all versions may take together; 0: no limit."""
+        """max_bytes: what the weights of all versions may take together; 0: no limit. turns: with the steps of the engine."""
         self.base, self.max_adapters, self.max_bytes = base, max_adapters, max_bytes
         self._config, self._manifest, self._checkpoint = config, manifest, checkpoint
         self._root = root.resolve() if root else None
-        self._on_free = on_free
+        self._on_free, self._turns = on_free, turns or Turns()
         self._resident = {base.name: base}
         self._lock = threading.Lock()
         self._is_closing = False
@@ -112,22 +107,17 @@ class Versions:
     def load(self, name: str, path: str, now: int) -> Version:
         """Make the adapter folder `path` resident as `name`, now in Unix seconds. Raises Refused or InvalidAdapter.
 
-        Slow: call it from a background thread (see `be_gentle`). Loading a resident name again is fine if the file is the same.
+        Slow: call it from a background thread. Loading a resident name again is fine if the file is the same.
         """
         if not NAME.fullmatch(name) or name == self.base.name:
             raise Refused("lora_name must be 1 to 128 letters, digits and . _ : - and not the base model's name.")
         folder = self._folder(path)
         with self._loading:
             self._check_place(name)  # before anything is read: who waits for one asks again and again
-            adapter = lora.read(folder, self._config, self._manifest)
-            if version := self._loaded_before(name, adapter.sha256):
-                return version
-            n_bytes = memory.of_version(self._config, adapter, self._checkpoint.dtype.itemsize)
-            self._check_room(n_bytes)
-            version = Version(name, adapter.sha256, self._merge(adapter), folder, now, n_bytes)
-            with self._lock:
-                self._resident[name] = version
-            return version
+            try:
+                return self._load(name, folder, now)
+            finally:
+                self._turns.end()
 
     def unload(self, name: str) -> None:
         """Hide the name from new requests; free the weights when the last request has ended. Raises UnknownVersion."""
@@ -146,15 +136,29 @@ class Versions:
         """Let a load that is going on end early, with Refused."""
         self._is_closing = True
 
+    def _load(self, name: str, folder: Path, now: int) -> Version:
+        self._go_on()
+        adapter = lora.read(folder, self._config, self._manifest)
+        if version := self._loaded_before(name, adapter.sha256):
+            return version
+        n_bytes = memory.of_version(self._config, adapter, self._checkpoint.dtype.itemsize)
+        self._check_room(n_bytes)
+        version = Version(name, adapter.sha256, self._merge(adapter), folder, now, n_bytes)
+        with self._lock:
+            self._resident[name] = version
+        return version
+
     def _merge(self, adapter: lora.Lora) -> Weights:
         try:
-            return weights.merge(self.base.weights, self._checkpoint, adapter, self._check_open)
+            return weights.merge(self.base.weights, self._checkpoint, adapter, self._go_on)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_exhausted(error):
                 raise
             raise Full("The machine has no memory for this adapter; unload another first.") from error
 
-    def _check_open(self) -> None:
+    def _go_on(self) -> None:
+        """Between two parts of a load: waits for its turn. Raises Refused."""
+        self._turns.wait()
         if self._is_closing:
             raise Refused("The engine is shutting down.")
 
@@ -198,12 +202,3 @@ class Versions:
         except (ValueError, OSError):  # a null byte, a name too long
             pass
         raise Refused("lora_path must be a folder directly below the engine's adapters folder.")
-
-
-def be_gentle() -> None:
-    """Merging leaves the cores to running sequences: one thread of low priority (Linux has priorities per thread)."""
-    torch.set_num_threads(1)  # of this thread; others keep what they set
-    if sys.platform == "linux":
-        own = threading.get_native_id()
-        nice = os.getpriority(os.PRIO_PROCESS, own)  # only root may lower it again
-        os.setpriority(os.PRIO_PROCESS, own, max(nice, BACKGROUND_NICE))

@@ -4,7 +4,9 @@ Versions share every tensor that the adapter does not touch. Projections that re
 gate and up), so a layer has four matrix products.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,6 +106,7 @@ class Checkpoint:
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, layout: Layout | None = None) -> None:
         self.dtype, self.device, self.layout = dtype, device, layout or TorchLayout()
         self._path: dict[str, Path] = {}
+        self._files: dict[Path, Any] = {}
         for path in weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 self._path |= dict.fromkeys(file.keys(), path)
@@ -115,8 +118,19 @@ class Checkpoint:
         with safe_open(self._path[name], framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """While many tensors are read one after the other, by one thread: each file is opened once."""
+        with ExitStack() as stack:
+            self._files = {p: stack.enter_context(safe_open(p, framework="pt")) for p in set(self._path.values())}
+            try:
+                yield
+            finally:
+                self._files = {}
+
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._path[name], framework="pt") as file:
+        path = self._path[name]
+        with nullcontext(self._files[path]) if self._files else safe_open(path, framework="pt") as file:
             return file.get_tensor(name).to(device=self.device, dtype=self.dtype, copy=True)
 
 
@@ -158,15 +172,17 @@ def merge(base: Weights, checkpoint: Checkpoint, lora: Lora, check: Callable[[],
     """A version of its own: base + scale·BA for every projection that the adapter touches, computed in float32.
 
     Reads the dense base from the checkpoint again (the resident one is packed). Slow path, for a background thread; `check`
-    is called before each layer and ends the merge by raising.
+    is called before each projection, may wait, and ends the merge by raising.
     """
     fused = {"qkv": QKV, "out": OUT, "gate_up": GATE_UP, "down": DOWN}
     layout, layers = checkpoint.layout.fresh(), []
-    for i, layer in enumerate(base.layers):
-        check()
-        touched = {k: names for k, names in fused.items() if any(lora.touches(i, name) for name in names)}
-        changes: dict[str, Any] = {k: _linear(checkpoint, layout, i, names, lora) for k, names in touched.items()}
-        layers.append(replace(layer, **changes))
+    with checkpoint.opened():
+        for i, layer in enumerate(base.layers):
+            touched = {k: names for k, names in fused.items() if any(lora.touches(i, name) for name in names)}
+            changes: dict[str, Any] = {
+                k: _linear(checkpoint, layout, i, names, lora, check) for k, names in touched.items()
+            }
+            layers.append(replace(layer, **changes))
     return replace(base, layers=tuple(layers))
 
 
@@ -182,19 +198,28 @@ def _load_layer(checkpoint: Checkpoint, layout: Layout, i: int) -> Layer:
 
 
 @torch.inference_mode()
-def _linear(checkpoint: Checkpoint, layout: Layout, i: int, names: tuple[str, ...], lora: Lora | None = None) -> Any:
+def _linear(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    i: int,
+    names: tuple[str, ...],
+    lora: Lora | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Any:
     """The named projections of layer i as one linear, with the adapter's share where it has one."""
     weights, biases = [], []
     for name in names:
+        check()
         weight = checkpoint[f"model.layers.{i}.{name}.weight"]
         if lora and lora.touches(i, name):
-            weight = rounded(weight.float() + lora.delta(i, name).to(weight.device), weight.dtype, seed=i)
+            weight = rounded(lora.applied(i, name, weight), weight.dtype, seed=i)
         weights.append(weight)
         bias = f"model.layers.{i}.{name}.bias"
         if bias in checkpoint:
             biases.append(checkpoint[bias])
     if biases and len(biases) < len(names):
         raise KeyError(f"layer {i} has a bias for some of {', '.join(names)} only")
+    check()
     make = layout.gated if names is GATE_UP else layout.linear
     return make(torch.cat(weights), torch.cat(biases) if biases else None)
 
@@ -207,8 +232,9 @@ def rounded(exact: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
     """
     if dtype != torch.bfloat16:
         return exact.to(dtype)
-    # numpy's generator makes them four times as fast as torch's; below a GPU's speed it does not count.
-    below = np.random.default_rng(seed).integers(1 << 16, size=tuple(exact.shape), dtype=np.uint16)
+    # numpy's generators are four times as fast as torch's; on the CPU, which makes them, that is half of the work.
+    n = math.ceil(exact.numel() / 4)  # of 64 bits each
+    noise = np.random.SFC64(seed).random_raw(n).view(np.int16)[: exact.numel()].reshape(tuple(exact.shape))
     # bfloat16 is the upper half of float32: a number below the lower half's place carries with the right probability.
-    bits = exact.view(torch.int32) + torch.from_numpy(below).to(exact.device, torch.int32)
-    return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
+    bits = exact.view(torch.int32) + torch.from_numpy(noise).to(exact.device)
+    return bits.add_(1 << 15).bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)

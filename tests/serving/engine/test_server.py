@@ -281,12 +281,12 @@ def test_it_ends_open_streams_with_an_error_when_it_stops(tiny: Engine, client: 
 
 def test_it_tells_whoever_waits_that_a_thread_could_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
-        raise PermissionError("a lower niceness")
+        raise PermissionError("no core")
 
     async def run() -> None:
         async with asyncio.timeout(5):
             await server._in_background(lambda: 1)
 
-    monkeypatch.setattr(server, "be_gentle", refused)
+    monkeypatch.setattr(server, "_use_one_core", refused)
     with pytest.raises(PermissionError):
         asyncio.run(run())

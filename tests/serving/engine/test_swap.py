@@ -1,7 +1,6 @@
 """Versions come and go under running streams: every text is that of the version it began on, whatever else happens."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ import httpx
 import pytest
 
 from benchmarks.site import free_port
-from serving.engine import versions
 from serving.engine.admission import Limits
 from serving.engine.engine import Engine, Options, build
 from tests.serving import swaps
@@ -42,11 +40,7 @@ async def swap(url: str, load: Load) -> dict[str, Any]:
         return swaps.judge(site, streams, expected)
 
 
-def test_it_swaps_a_hundred_versions_under_64_streams(
-    engine: Engine, serve: Callable[[Engine], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Merging in peace would take a hundred times as long beside streams that never pause.
-    monkeypatch.setattr(versions, "BACKGROUND_NICE", os.getpriority(os.PRIO_PROCESS, 0))
+def test_it_swaps_a_hundred_versions_under_64_streams(engine: Engine, serve: Callable[[Engine], str]) -> None:
     found = asyncio.run(swap(serve(engine), Load(n_tokens=12)))
     assert (found["failed"], found["torn"]) == (0, 0), found
     assert found["streams"] >= 64

@@ -1,12 +1,10 @@
 """Resident versions: pinned by requests, hidden at once, freed when the last request has ended."""
 
-import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from serving.engine import versions
 from serving.engine.engine import Engine, Options, build
 from serving.engine.versions import Full, Refused, UnknownVersion
 from tests.serving.engine.conftest import drain, make_adapter, submit
@@ -110,15 +108,3 @@ def test_it_ends_a_load_when_the_engine_stops(tiny: Engine, tiny_model_dir: Path
     tiny.versions.close()
     with pytest.raises(Refused, match="shutting down"):
         tiny.versions.load("x", "one", 0)
-
-
-def test_it_never_asks_for_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only root may lower a niceness: a site that was started with a high one keeps it."""
-    asked: list[int] = []
-    monkeypatch.setattr(os, "setpriority", lambda which, who, nice: asked.append(nice))
-    for nice in (0, 10):
-        monkeypatch.setattr(os, "getpriority", lambda which, who, nice=nice: nice)
-        thread = threading.Thread(target=versions.be_gentle)
-        thread.start()
-        thread.join()
-    assert asked == [versions.BACKGROUND_NICE, 10]

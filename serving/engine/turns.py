@@ -1,0 +1,59 @@
+"""Background work and the engine's steps take turns, so that it slows them down by a share that is known beforehand.
+
+Left to the operating system, even a thread of low priority took a core for whole phases of a step: beside eight streams,
+while a version was loaded, one step in ten took twice its time.
+"""
+
+import threading
+import time
+
+SHARE = 1 / 3  # of a step's time that background work may take after it
+MAX_OVERRUN = 2  # times its turn; then the steps go on beside it
+
+
+class Turns:
+    """Between the engine's thread and one thread of background work, which is cut into parts of some milliseconds."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._is_busy = False  # steps follow each other
+        self._is_asking = self._is_working = False  # the background
+        self._credit = self._until = 0.0  # seconds that it may still take; monotonic, the end of its turn
+
+    # --- the engine's thread -----------------------------------------------------------------------------------------
+    def idle(self) -> None:
+        """No step follows: background work need not wait."""
+        with self._changed:
+            self._is_busy = False
+            self._changed.notify_all()
+
+    def after_step(self, seconds: float) -> None:
+        """Lets background work have its turn, if any waits, after a step that took `seconds`."""
+        with self._changed:
+            self._is_busy = True
+            self._credit = min(self._credit, 0.0) + SHARE * seconds  # what nobody took is lost, what was overrun is not
+            if not self._is_asking or self._credit <= 0:
+                return
+            began_at = time.monotonic()
+            self._until = began_at + self._credit
+            self._is_asking, self._is_working = False, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._is_working, MAX_OVERRUN * self._credit)
+            self._credit -= time.monotonic() - began_at
+
+    # --- the background's --------------------------------------------------------------------------------------------
+    def wait(self) -> None:
+        """Between two parts of the work: returns when the next may begin."""
+        with self._changed:
+            if self._is_working and time.monotonic() < self._until:
+                return
+            self._is_asking, self._is_working = True, False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_working or not self._is_busy)
+            self._is_asking = False
+
+    def end(self) -> None:
+        """The work is done, or given up."""
+        with self._changed:
+            self._is_asking = self._is_working = False
+            self._changed.notify_all()
