@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from serving.engine.model_folder import Manifest, ModelConfig
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_HEADER_BYTES = 16 * 1024 * 1024  # this and the next as in serving/artifacts.py, which lets files in
 MAX_FILE_BYTES = 8 * 1024**3
+HASHED_AT_ONCE = 4 * 1024 * 1024
 MAX_RANK = 256
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KEY = re.compile(
@@ -67,13 +69,25 @@ class Lora:
         return torch.addmm(weight.float(), b, a, alpha=self.scale)
 
 
-def read(folder: Path, config: ModelConfig, base: Manifest) -> Lora:
-    """The adapter in `folder`, fully checked. Raises InvalidAdapter."""
+def read(folder: Path, config: ModelConfig, base: Manifest, check: Callable[[], None] = lambda: None) -> Lora:
+    """The adapter in `folder`, fully checked. `check` is called between parts of some milliseconds, and may wait or raise.
+
+    Raises InvalidAdapter.
+    """
+    check()
     rank, scale = _read_config(folder)
     raw = _read_bytes(folder / "adapter_model.safetensors", MAX_FILE_BYTES)
-    sha256 = hashlib.sha256(raw).hexdigest()
+    sha256 = _sha256(raw, check)
     _check_manifest(folder, sha256, base)
-    return Lora(sha256=sha256, scale=scale, factors=_factors(raw, config, rank))
+    return Lora(sha256=sha256, scale=scale, factors=_factors(raw, config, rank, check))
+
+
+def _sha256(raw: bytes, check: Callable[[], None]) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(raw), HASHED_AT_ONCE):
+        check()
+        digest.update(memoryview(raw)[start : start + HASHED_AT_ONCE])
+    return digest.hexdigest()
 
 
 def _read_config(folder: Path) -> tuple[int, float]:
@@ -102,9 +116,12 @@ def _check_manifest(folder: Path, sha256: str, base: Manifest) -> None:
         raise InvalidAdapter("The adapter was trained with another chat template than the one that is served.")
 
 
-def _factors(raw: bytes, config: ModelConfig, rank: int) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+def _factors(
+    raw: bytes, config: ModelConfig, rank: int, check: Callable[[], None]
+) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
     sides: dict[tuple[int, str], dict[str, Tensor]] = {}
-    for key, tensor in _tensors(raw).items():
+    for key, tensor in _tensors(raw, check).items():
+        check()
         match = KEY.fullmatch(key)
         if match is None or int(match["layer"]) >= config.n_layers:
             raise InvalidAdapter(f"The adapter has a tensor {key[:120]!r} that this model has no place for.")
@@ -135,7 +152,7 @@ def shape(config: ModelConfig, name: str) -> tuple[int, int]:
     }[name]
 
 
-def _tensors(raw: bytes) -> dict[str, Tensor]:
+def _tensors(raw: bytes, check: Callable[[], None]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, as float32. Nothing in the header is believed before it is checked."""
     n_header = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else 0
     if not 2 <= n_header <= min(MAX_HEADER_BYTES, len(raw) - 8):
@@ -152,6 +169,7 @@ def _tensors(raw: bytes) -> dict[str, Tensor]:
         if start + high > len(raw):
             raise InvalidAdapter("adapter_model.safetensors is shorter than its header says.")
         used = high
+        check()
         flat = torch.frombuffer(bytearray(raw[start + low : start + high]), dtype=dtype)
         tensors[name] = flat.reshape(shape).float()
     if start + used != len(raw):

@@ -126,6 +126,7 @@ class Scheduler:
                 self._wake.wait_for(self._has_work)
                 if self._is_stopping:
                     return
+            self._turns.begin()
             began_at = time.monotonic()
             try:
                 self.step()
@@ -140,12 +141,12 @@ class Scheduler:
 
     def _close(self) -> None:
         """Also when the thread dies of what nobody expected: what it has not answered, nobody else will."""
+        self._turns.idle()
         with self._wake:
             self._is_stopping = True
             waiting = self._admission.remove(lambda _: True)
         self._fail([*self._running, *waiting], CLOSING, 503)
         self.outbox.flush()
-        self._turns.idle()
 
     def step(self) -> None:
         self._n_steps += 1
@@ -196,11 +197,12 @@ class Scheduler:
                 segment = Segment(sequence.store, sequence.end, sequence.tokens[-1:])
             elif n_left > 0 and (segment := self._next_block(sequence)):
                 key = (sequence.parent, tuple(segment.tokens))
-                is_shared = key in planned and sequence.is_sharing
+                is_shared = sequence.is_sharing and key in planned
                 cost = len(segment.tokens) * sequence.token_cost
                 if is_shared or cost > n_left:
                     continue  # in a later step; a shared block will then be in the prefix cache
-                planned.add(key)
+                if sequence.is_sharing:
+                    planned.add(key)
                 n_left -= cost
             elif sequence.hidden is None:
                 continue
@@ -260,10 +262,11 @@ class Scheduler:
 
     def _keep_block(self, sequence: Sequence, segment: Segment, hidden: torch.Tensor) -> None:
         """Book a computed prompt block: into the prefix cache, or, for a scoring request, its log-probabilities."""
+        if not sequence.is_sharing:
+            self._score(sequence, segment, hidden)  # may fail: then the block is not counted
         self.metrics.prompt_tokens_computed += len(segment.tokens)
         sequence.n_computed += len(segment.tokens)
         if not sequence.is_sharing:
-            self._score(sequence, segment, hidden)
             return
         keys_values = segment.cache.read(segment.start, sequence.n_computed)
         block = self._prefixes.add(sequence.parent, tuple(segment.tokens), keys_values, hidden[-1].clone())

@@ -8,7 +8,9 @@ import threading
 import time
 
 SHARE = 1 / 3  # of a step's time that background work may take after it
-MAX_OVERRUN = 2  # times its turn; then the steps go on beside it
+MAX_STEP = 0.25  # seconds; what is longer, as when the machine was away, counts as this
+MAX_DEBT = 1.0  # seconds
+PATIENCE = 0.02  # seconds that the steps wait for the end of a part beyond its turn; then they go on beside it
 
 
 class Turns:
@@ -17,10 +19,16 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._is_busy = False  # steps follow each other
-        self._is_asking = self._is_working = False  # the background
-        self._credit = self._until = 0.0  # seconds that it may still take; monotonic, the end of its turn
+        self._is_asking = self._is_working = False  # the background, for its turn and in it
+        self._credit = 0.0  # seconds that it may still take
+        self._since = self._until = 0.0  # monotonic; its turn
 
     # --- the engine's thread -----------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """A step follows: background work that has not waited so far does from now on."""
+        with self._changed:
+            self._is_busy = True
+
     def idle(self) -> None:
         """No step follows: background work need not wait."""
         with self._changed:
@@ -30,16 +38,15 @@ class Turns:
     def after_step(self, seconds: float) -> None:
         """Lets background work have its turn, if any waits, after a step that took `seconds`."""
         with self._changed:
-            self._is_busy = True
-            self._credit = min(self._credit, 0.0) + SHARE * seconds  # what nobody took is lost, what was overrun is not
+            # What nobody took is lost, what was overrun is not.
+            self._credit = min(self._credit, 0.0) + SHARE * min(seconds, MAX_STEP)
             if not self._is_asking or self._credit <= 0:
                 return
-            began_at = time.monotonic()
-            self._until = began_at + self._credit
+            self._since = time.monotonic()
+            self._until = self._since + self._credit
             self._is_asking, self._is_working = False, True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._is_working, MAX_OVERRUN * self._credit)
-            self._credit -= time.monotonic() - began_at
+            self._changed.wait_for(lambda: not self._is_working, self._credit + PATIENCE)
 
     # --- the background's --------------------------------------------------------------------------------------------
     def wait(self) -> None:
@@ -47,13 +54,19 @@ class Turns:
         with self._changed:
             if self._is_working and time.monotonic() < self._until:
                 return
-            self._is_asking, self._is_working = True, False
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_working or not self._is_busy)
-            self._is_asking = False
+            self.end()
+            while True:
+                self._is_asking = True
+                self._changed.wait_for(lambda: self._is_working or not self._is_busy)
+                self._is_asking = False
+                if not self._is_working or time.monotonic() < self._until:
+                    return
+                self._is_working = False  # too late to begin: this thread had no core, and the steps have gone on
 
     def end(self) -> None:
-        """The work is done, or given up."""
+        """The work is done, or given up, or its turn is over."""
         with self._changed:
+            if self._is_working:
+                self._credit = max(self._credit - (time.monotonic() - self._since), -MAX_DEBT)
             self._is_asking = self._is_working = False
             self._changed.notify_all()

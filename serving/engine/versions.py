@@ -137,8 +137,7 @@ class Versions:
         self._is_closing = True
 
     def _load(self, name: str, folder: Path, now: int) -> Version:
-        self._go_on()
-        adapter = lora.read(folder, self._config, self._manifest)
+        adapter = lora.read(folder, self._config, self._manifest, self._go_on)
         if version := self._loaded_before(name, adapter.sha256):
             return version
         n_bytes = memory.of_version(self._config, adapter, self._checkpoint.dtype.itemsize)

@@ -100,7 +100,7 @@ class Weights:
 class Checkpoint:
     """Named tensors of a model folder, copied out of its safetensors files when asked for; `layout` is for its matrices.
 
-    Copied, so that no mapping of a whole file stays in memory for the sake of one tensor.
+    Copied, so that no mapping of a whole file stays in memory for the sake of one tensor. Not for two threads at a time.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, layout: Layout | None = None) -> None:
