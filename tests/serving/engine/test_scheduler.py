@@ -324,6 +324,19 @@ def test_it_scores_less_in_a_step_than_it_computes_of_a_prompt(tiny: Engine) -> 
     assert computed[-1] == BLOCK + len(PROMPT) + 1
 
 
+def test_it_leaves_nothing_out_of_a_score_that_failed_once(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    (_, whole), (_, beside) = submit(tiny, PROMPT, max_tokens=1, prompt_logprobs=1), submit(tiny, PROMPT[:5])
+    drain(tiny, whole)
+    _, again = submit(tiny, PROMPT, max_tokens=1, prompt_logprobs=1)
+    monkeypatch.setattr(tiny.model, "rank", failing)
+    drain(tiny, again, beside)
+    assert (again.done and again.done.prompt_logprobs) == (whole.done and whole.done.prompt_logprobs)
+
+
 def test_it_counts_a_prompt_once_whose_choices_share_it(tiny: Engine) -> None:
     sequences, listeners = submit_together(tiny, [PROMPT, PROMPT, PROMPT[:-1], PROMPT[:-1]])
     assert [one.n_blocks for one in sequences] == [3, 3, 6, 6]
