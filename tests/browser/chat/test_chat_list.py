@@ -49,8 +49,8 @@ def test_it_shows_more_than_one_page_of_conversations(page: Page) -> None:
     expect(rows.nth(40).get_by_role("link")).to_have_attribute("aria-current", "page")
     expect(rows.nth(40)).to_be_in_viewport(ratio=0.9)  # the list was scrolled to it, and nothing else went away
     expect(page.get_by_role("link", name="New chat")).to_be_in_viewport()
-    page.unroute(f"**{consent}")
     held[0].continue_()
+    page.unroute(f"**{consent}")
     expect(page.get_by_role("switch", name="Learn from my thumbs and choices")).to_be_in_viewport()
     expect(rows.nth(40)).to_be_in_viewport(ratio=0.9)  # nor did it when the last part of the page came
     page.get_by_role("button", name="Show more").click()
