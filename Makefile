@@ -33,7 +33,7 @@ install: $(VENV)/.production
 # Five runs, two at a time, the longest first: processes of the whole site on a model, what needs no model, the trainer
 # and the engine (both import torch, once each), and again what depends on the backends.
 test: $(VENV)/.development model
-	@echo "About twenty minutes on two cores; each of the five runs prints when it is done."
+	@echo "Twenty to thirty minutes on two cores; each of the five runs prints when it is done."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target \
 	  test-loop test-site test-trainer test-engine test-backends
 
