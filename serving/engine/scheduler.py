@@ -3,8 +3,9 @@
 A step of the engine's thread:
   1. drop what was cancelled and end what is out of time, admit waiting sequences while there is room (see `admission`);
   2. give the prompts with the earliest deadline their next blocks, up to one block's worth of tokens (one that is scored
-     counts for two), so that a long prompt never holds up decoding; blocks that the prefix cache has cost nothing. A prompt is due after as many steps as it has
-     blocks, and a request's prompts one after the other, as if they were one: what is shorter goes first, for a while;
+     counts for two), so that a long prompt never holds up decoding; blocks that the prefix cache has cost nothing. A prompt
+     is due after as many steps as it has blocks, and a request's prompts one after the other, as if they were one: what is
+     shorter goes first, for a while;
   3. for each version: one forward pass over its prompt blocks and its decoding sequences, then logits and one token for
      each sequence that has its prompt complete;
   4. send what came of it, all at once (see `outbox`).
@@ -212,8 +213,8 @@ class Scheduler:
     def _next_block(self, sequence: Sequence) -> Segment | None:
         """The first prompt block that must be computed; None when the prefix cache had all of them.
 
-        Blocks begin at multiples of their size and end there or with the prompt, so the same tokens are always computed in the
-        same shapes, whatever was found and whatever else is running.
+        Blocks begin at multiples of their size and end there or with the prompt, so the same tokens are always computed in
+        the same shapes, whatever was found and whatever else is running.
         """
         while sequence.n_computed < len(sequence.prompt):
             start = sequence.n_computed
@@ -266,11 +267,10 @@ class Scheduler:
             self._score(sequence, segment, hidden)  # may fail: then the block is not counted
         self.metrics.prompt_tokens_computed += len(segment.tokens)
         sequence.n_computed += len(segment.tokens)
-        if not sequence.is_sharing:
-            return
-        keys_values = segment.cache.read(segment.start, sequence.n_computed)
-        block = self._prefixes.add(sequence.parent, tuple(segment.tokens), keys_values, hidden[-1].clone())
-        sequence.chain.append(block)
+        if sequence.is_sharing:
+            keys_values = segment.cache.read(segment.start, sequence.n_computed)
+            block = self._prefixes.add(sequence.parent, tuple(segment.tokens), keys_values, hidden[-1].clone())
+            sequence.chain.append(block)
 
     def _score(self, sequence: Sequence, segment: Segment, hidden: torch.Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow this block's tokens."""

@@ -58,14 +58,14 @@ class Versions:
         root: Path | None,
         max_adapters: int,
         on_free: Callable[[int], None],
-        max_bytes: int = 0,
-        turns: Turns | None = None,
+        max_bytes: int,
+        turns: Turns,
     ) -> None:
-        """max_bytes: what the weights of all versions may take together; 0: no limit. turns: with the steps of the engine."""
+        """max_bytes: what the weights of all versions may take together; 0: no limit. turns: with the engine's steps."""
         self.base, self.max_adapters, self.max_bytes = base, max_adapters, max_bytes
         self._config, self._manifest, self._checkpoint = config, manifest, checkpoint
         self._root = root.resolve() if root else None
-        self._on_free, self._turns = on_free, turns or Turns()
+        self._on_free, self._turns = on_free, turns
         self._resident = {base.name: base}
         self._lock = threading.Lock()
         self._is_closing = False
@@ -107,7 +107,8 @@ class Versions:
     def load(self, name: str, path: str, now: int) -> Version:
         """Make the adapter folder `path` resident as `name`, now in Unix seconds. Raises Refused or InvalidAdapter.
 
-        Slow: call it from a background thread. Loading a resident name again is fine if the file is the same.
+        Slow: call it from a background thread; beside steps it takes turns with them. Loading a resident name again is fine if
+        the file is the same.
         """
         if not NAME.fullmatch(name) or name == self.base.name:
             raise Refused("lora_name must be 1 to 128 letters, digits and . _ : - and not the base model's name.")
